@@ -1,0 +1,177 @@
+"""From a call's specification to its hold: candidates, bounds, and the one question to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+
+from .admission import Admission, BudgetState, Candidate, ReserveRequest
+from .budgets import BudgetIndex
+from .calls import CallSpec
+from .currency import Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
+from .errors import BudgetExceededError, StoreError, UnknownModelError
+from .output_limits import max_output_tokens
+from .stores.base import StaleFormsError
+
+if TYPE_CHECKING:
+    from .fallbacks import Fallbacks
+    from .identity import Identity
+    from .pricing import Price, PriceBook
+    from .stores.base import Store
+
+DEFAULT_PRICE = "askii-default-price"
+"""The name `default_price` is filed under."""
+CONTEXT_WINDOW = 128_000
+"""Tokens held for a prompt that is not in the request, where neither a setting nor the model's window is known."""
+UNPRICED_HOLD_NANO_USD = 1
+"""A model without a price still needs room in its budgets: this asks for it."""
+
+_about = msgspec.json.Encoder().encode
+
+
+class Option(NamedTuple):
+    """A candidate model with everything that depends on it."""
+
+    model: str
+    price: Price | None
+    input_bound: int
+    output_bound: int
+    write_output_limit: int | None
+    hold_nano_usd: int
+
+
+class Admitter:
+    """Decides what to ask the store. Owns no state besides its configuration."""
+
+    def __init__(
+        self,
+        store: Store,
+        prices: PriceBook,
+        index: BudgetIndex,
+        fallbacks: Fallbacks,
+        *,
+        unknown_price: Literal["reject", "default", "allow"],
+        default_max_output_tokens: int,
+        remote_input_tokens: int | None,
+        max_call_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._prices = prices
+        self._index = index
+        self._fallbacks = fallbacks
+        self._unknown_price = unknown_price
+        self._default_max_output_tokens = default_max_output_tokens
+        self._remote_input_tokens = remote_input_tokens
+        self._max_call_s = max_call_s
+        self._clock = clock
+
+    def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
+        """The price of a model, or the configured default; None where there is neither."""
+        price = self._prices.find(model, provider=provider, service_tier=service_tier)
+        if price is None and self._unknown_price == "default":
+            price = self._prices.find(DEFAULT_PRICE)
+        return price
+
+    def options(self, spec: CallSpec) -> list[Option]:
+        """The requested model and its fallbacks, with their bounds and holds. Raises UnknownModelError where the
+        requested one has no price; fallbacks without one are left out (the start refuses them anyway).
+        """
+        found: list[Option] = []
+        for model in (spec.model, *self._fallbacks.of(spec.model, spec.kind)):
+            price = self.price_of(model, provider=spec.provider, service_tier=spec.service_tier)
+            if price is None and self._unknown_price != "allow":
+                if found:
+                    continue
+                raise UnknownModelError(model)
+            entering = spec.input_tokens + (self._remote(price) if spec.remote_input else 0)
+            if spec.output_tokens is not None:
+                leaving, write = spec.output_tokens, None
+            else:
+                known = (price.max_output_tokens if price else None) or max_output_tokens(model)
+                leaving = (known or self._default_max_output_tokens) * spec.choices
+                write = None if known else self._default_max_output_tokens
+            hold = price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
+            if spec.other_models:
+                hold += self._hold_for_others(spec, entering, leaving)
+            found.append(Option(model, price, entering, leaving, write, hold))
+        return found
+
+    def _hold_for_others(self, spec: CallSpec, entering: int, leaving: int) -> int:
+        """Models that the request lets the provider call besides, each bounded as the call itself."""
+        total = 0
+        for model in spec.other_models:
+            price = self.price_of(model, provider=spec.provider)
+            if price is None and self._unknown_price != "allow":
+                raise UnknownModelError(model)
+            total += price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
+        return total
+
+    def _remote(self, price: Price | None) -> int:
+        return self._remote_input_tokens or (price.context_window if price else None) or CONTEXT_WINDOW
+
+    def candidate(self, option: Option, identity: Identity, spec: CallSpec) -> Candidate:
+        """An option as the store sees it: its hold and the budgets it meets."""
+        return Candidate(
+            option.model, option.hold_nano_usd, self._index.matches(self.dimensions(identity, spec, option))
+        )
+
+    def dimensions(self, identity: Identity, spec: CallSpec, option: Option) -> dict[str, str | tuple[str, ...] | None]:
+        """All dimension values of a call with this model."""
+        values = identity.dimensions()
+        if self._index.by_model:
+            values["model"] = self._prices.canonical(option.model)
+            values["provider"] = option.price.provider if option.price else spec.provider
+            values["deployment"] = spec.deployment
+        return values
+
+    async def reserve(
+        self,
+        identity: Identity,
+        spec: CallSpec,
+        options: list[Option],
+        *,
+        call_id: str,
+        worker: str,
+        rate: Rate,
+        replaces: str | None,
+    ) -> tuple[Admission, list[Candidate]]:
+        """Ask the store; again where the budgets' forms have changed meanwhile. Raises StoreError."""
+        about = _about({"tenant": identity.tenant, "model": spec.model, "api": spec.api})
+        for _attempt in range(3):
+            candidates = [self.candidate(option, identity, spec) for option in options]
+            request = ReserveRequest(
+                call_id=call_id,
+                worker=worker,
+                candidates=tuple(candidates),
+                windows=self._index.windows(self._clock()),
+                rate=rate.ratio,
+                deadline_s=self._max_call_s,
+                forms_version=self._index.version,
+                replaces=replaces,
+                about=about,
+            )
+            try:
+                return await self._store.reserve(request), candidates
+            except StaleFormsError:
+                self._index.update(*await self._store.forms())
+        raise StoreError("budgets keep changing faster than they can be read; try again")
+
+
+def exceeded(line: BudgetState, reason: Literal["spent", "held"], rate: Rate) -> BudgetExceededError:
+    """The error for a deciding budget line, in both currencies."""
+    limit = line.limit_nano_usd or 0
+    used = line.spent_nano_usd + line.held_nano_usd
+    what = "is spent" if reason == "spent" else "is held by running calls"
+    return BudgetExceededError(
+        f"the {line.period} budget of {line.scope} {what}: {nano_to_usd_text(line.spent_nano_usd)} USD spent and "
+        f"{nano_to_usd_text(line.held_nano_usd)} USD held of {nano_to_usd_text(limit)} USD "
+        f"({nano_to_coins_text(used, rate)} of {nano_to_coins_text(limit, rate)} Askii Coins)",
+        current_cost=float(nano_to_coins(used, rate)),
+        max_budget=float(nano_to_coins(limit, rate)),
+        scope=line.scope,
+        reason=reason,
+        resets_at_s=line.resets_at_s,
+    )

@@ -1,0 +1,70 @@
+"""Building the parts that the settings name. The only module that knows every sink."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigurationError
+from .pricing import ModelPrice
+from .stores import open_store
+from .tracker import CostTracker
+
+if TYPE_CHECKING:
+    from .settings import Settings
+    from .sinks.base import Sink
+
+
+def tracker_from_settings(settings: Settings) -> CostTracker:
+    """A tracker with its store and sinks. Raises ConfigurationError naming the setting."""
+    options: dict[str, Any] = {}
+    if settings.store.startswith("sqlite://"):
+        options["sqlite_sync"] = settings.sqlite_sync
+    if settings.enforcement == "shadow":
+        raise ConfigurationError('enforcement: "shadow" comes with a later version; use "enforce" or "off"')
+    tracker = CostTracker(
+        store=open_store(settings.store, **options),
+        sinks=sinks_from_settings(settings),
+        fallbacks=settings.fallbacks,
+        budgets=settings.budgets,
+        prices={model: _price(f"pricing.{model}", fields) for model, fields in settings.pricing.items()},
+        aliases=settings.model_aliases,
+        unknown_price=settings.unknown_price,
+        default_price=None if settings.default_price is None else _price("default_price", settings.default_price),
+        enforcement=settings.enforcement,
+        default_max_output_tokens=settings.default_max_output_tokens,
+        remote_input_tokens=settings.remote_input_tokens,
+        hold_ttl_s=settings.hold_ttl_s,
+        max_call_s=settings.max_call_s,
+        settle_timeout_s=settings.settle_timeout_s,
+        on_store_error=settings.on_store_error,
+        journal_path=None if settings.journal_path is None else str(settings.journal_path),
+        journal_max_bytes=settings.journal_max_bytes,
+        outbox_max_pending=settings.outbox_max_pending,
+        max_series=settings.max_series,
+    )
+    tracker.fallbacks.check(unpriced_allowed=settings.unknown_price != "reject")
+    return tracker
+
+
+def _price(setting: str, fields: dict[str, Any]) -> ModelPrice:
+    try:
+        return ModelPrice.from_table(fields)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{setting}: {error}") from None
+
+
+def sinks_from_settings(settings: Settings) -> list[Sink]:
+    """The sinks under `[sinks]`, in a fixed order."""
+    sinks: list[Sink] = []
+    if settings.sinks.lago is not None:
+        from .sinks.lago import LagoSink  # noqa: PLC0415 - httpx only where Lago is used
+
+        lago = settings.sinks.lago
+        sinks.append(
+            LagoSink(lago.url, lago.api_key.get_secret_value(), code=lago.code, timeout_s=lago.timeout_s)
+        )
+    if settings.sinks.log is not None:
+        from .sinks.log import LogSink  # noqa: PLC0415 - as above
+
+        sinks.append(LogSink(settings.sinks.log.path))
+    return sinks

@@ -1,0 +1,109 @@
+"""One call on its way through: who makes it, what was held for it, and how it may end. Values only, no I/O."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .admission import BudgetState, Match, Window
+    from .currency import Rate
+    from .identity import Identity
+    from .pricing import Price
+
+
+def new_call_id(now_s: float | None = None) -> str:
+    """A version 7 UUID as text: unique, and ordered by time, which keeps the ledger's index compact."""
+    ms = int((time.time() if now_s is None else now_s) * 1000) & 0xFFFF_FFFF_FFFF
+    tail = os.urandom(10).hex()
+    head = f"{ms:012x}"
+    return f"{head[:8]}-{head[8:]}-7{tail[:3]}-{'89ab'[int(tail[3], 16) & 3]}{tail[4:7]}-{tail[7:19]}"
+
+
+@dataclass(slots=True, kw_only=True)
+class CallSpec:
+    """What is known of a call before it is admitted.
+
+    Attributes:
+        api: the wire format, such as `openai.chat`; `code` for blocks.
+        provider: whose prices apply where the model's name does not say.
+        kind: `text` or `embedding`; the `*` fallbacks cover `text` only.
+        input_tokens: upper bound of the prompt.
+        input_estimate: the likely number, charged when the answer brings no usage.
+        output_tokens: upper bound of the answer, all choices together; None where the client set no limit.
+        choices: answers per prompt, multiplying a limit the client did not set.
+        remote_input: part of the prompt is not in the request.
+        media: images or audio may be in the prompt or the answer.
+        other_models: further models the request lets the provider call, billed besides.
+    """
+
+    model: str
+    api: str = "code"
+    family: str = "code"
+    kind: str = "text"
+    provider: str | None = None
+    deployment: str | None = None
+    input_tokens: int = 0
+    input_estimate: int = 0
+    output_tokens: int | None = None
+    choices: int = 1
+    remote_input: bool = False
+    media: bool = False
+    stream: bool = False
+    service_tier: str | None = None
+    other_models: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """An admitted call. `held` says whether a hold stands for it in the store."""
+
+    id: str
+    spec: CallSpec
+    identity: Identity
+    model: str
+    """The admitted model, in the spelling to send."""
+    price: Price | None
+    """None where the model has no price and `unknown_price` allows it."""
+    held_nano_usd: int
+    held: bool
+    input_bound: int
+    output_bound: int
+    write_output_limit: int | None
+    """A limit per choice to write into the request, because the client set none and the model's is unknown."""
+    matches: tuple[Match, ...]
+    windows: dict[str, tuple[Window, Window]]
+    rate: Rate
+    admitted_at_s: float
+    started_s: float
+    """Monotonic, for the duration."""
+    states: tuple[BudgetState, ...] = ()
+    fallback_reason: str | None = None
+    closed: bool = False
+    """Settled, released or deferred: nothing more may be written for it by this process."""
+
+
+class RequestContext:
+    """What the middleware knows of the request that code runs in. Made by the middleware before the application runs
+    and mutated, never replaced: a context variable set further down would not be visible above.
+    """
+
+    __slots__ = ("blocks", "call", "identity", "resolve", "scope", "taken")
+
+    def __init__(self, scope: Mapping[str, Any], resolve: Any) -> None:
+        self.scope = scope
+        self.resolve = resolve
+        """Async callable without arguments: the request's Identity, or None."""
+        self.identity: Identity | None = None
+        self.call: Call | None = None
+        self.blocks = 0
+        self.taken = False
+        """A block has taken over the request's hold, so the request's own answer is not charged."""
+
+
+current_request: ContextVar[RequestContext | None] = ContextVar("askii_request", default=None)

@@ -1,0 +1,181 @@
+"""The `askii` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ._version import __version__
+from .errors import AskiiError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed (with one line on stderr), 2 wrong usage."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        result: int = arguments.run(arguments)
+    except AskiiError as error:
+        print(f"askii: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="askii", description="Budgets, metering and billing for LLM traffic.")
+    parser.add_argument("--version", action="version", version=f"askii {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the whole thing on this machine, with a simulated provider")
+    demo.add_argument("--seconds", type=_positive, default=30.0, help="how long traffic runs (default 30)")
+    demo.add_argument("--port", type=int, default=8000, help="the gateway's port, or any free one (default 8000)")
+    demo.add_argument("--json", action="store_true", help="print the reconciliation as one JSON object")
+    demo.set_defaults(run=_demo)
+
+    serve = commands.add_parser("serve", help="a gateway in front of one or more upstreams")
+    serve.add_argument("--upstream", metavar="URL", help="where calls go, such as https://host/v1")
+    serve.add_argument("--provider", default=None, help="whose wire format and prices the upstream has")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--workers", type=int, default=1)
+    _config(serve)
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="validate the configuration and reach what it names")
+    _config(check)
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(run=_check)
+
+    budget = commands.add_parser("budget", help="set, list, remove and show budgets")
+    budgets = budget.add_subparsers(required=True, metavar="ACTION")
+    set_ = budgets.add_parser("set", help="set the budget of a scope")
+    set_.add_argument("scope", help="such as tenant=acme or tenant=*")
+    limit = set_.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--usd", help="limit in USD; 'none' exempts")
+    limit.add_argument("--coins", help="limit in Askii Coins")
+    set_.add_argument("--period", default="daily")
+    set_.add_argument("--zone", default="UTC")
+    remove = budgets.add_parser("rm", help="forget a budget set at run time; a declared one applies again")
+    remove.add_argument("scope")
+    remove.add_argument("--period", default="daily")
+    status = budgets.add_parser("status", help="every budget that binds a scope, now")
+    status.add_argument("scope")
+    list_ = budgets.add_parser("list", help="all budgets and where each comes from")
+    for name, action in (("set", set_), ("rm", remove), ("status", status), ("list", list_)):
+        _config(action)
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(run=_in_store, action=f"budget_{name}")
+
+    keys = commands.add_parser("keys", help="add, list and revoke API keys")
+    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="make a key; its secret is shown once")
+    add.add_argument("tenant")
+    for option in ("--id", "--user", "--team"):
+        add.add_argument(option)
+    revoke = actions.add_parser("revoke", help="a revoked key is refused at once, wherever it is declared")
+    revoke.add_argument("id")
+    listed = actions.add_parser("list", help="all keys, without their secrets")
+    for name, action in (("add", add), ("revoke", revoke), ("list", listed)):
+        _config(action)
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(run=_in_store, action=f"keys_{name}")
+
+    price = commands.add_parser("price", help="what a model costs")
+    price.add_argument("model")
+    _config(price)
+    price.add_argument("--json", action="store_true")
+    price.set_defaults(run=_price)
+
+    convert = commands.add_parser("convert", help="USD to Askii Coins at the current rate, or back with --coins")
+    convert.add_argument("amount", type=float)
+    convert.add_argument("--coins", action="store_true", help="the amount is in coins")
+    convert.add_argument("--json", action="store_true")
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 86_400:
+        raise argparse.ArgumentTypeError("takes a number of seconds above 0")
+    return value
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="the configuration file (default: ASKII_CONFIG, ./askii.toml)")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo.run import run_demo  # noqa: PLC0415 - each command imports only what it needs
+
+    return run_demo(seconds=arguments.seconds, port=arguments.port, as_json=arguments.json)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from .cli_serve import serve  # noqa: PLC0415 - as above
+
+    return serve(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .cli_check import check  # noqa: PLC0415 - as above
+
+    return asyncio.run(check(arguments.config, as_json=arguments.json))
+
+
+def _in_store(arguments: argparse.Namespace) -> int:
+    from .cli_store import run_action  # noqa: PLC0415 - as above
+
+    return asyncio.run(run_action(arguments.action, arguments))
+
+
+def _price(arguments: argparse.Namespace) -> int:
+    from .cli_check import show_price  # noqa: PLC0415 - as above
+
+    return show_price(arguments.model, arguments.config, as_json=arguments.json)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .currency import (  # noqa: PLC0415 - as above
+        askii_coins_to_usd,
+        get_askii_coin_exchange_rate,
+        usd_to_askii_coins,
+    )
+
+    try:
+        usd = askii_coins_to_usd(arguments.amount) if arguments.coins else arguments.amount
+        coins = arguments.amount if arguments.coins else usd_to_askii_coins(arguments.amount)
+    except ValueError as error:
+        print(f"askii: {error}", file=sys.stderr)
+        return 1
+    rate = get_askii_coin_exchange_rate()
+    show({"usd": usd, "askii_coins": coins, "exchange_rate": rate}, as_json=arguments.json)
+    return 0
+
+
+def show(values: dict[str, Any] | list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print an object or a table: JSON, or columns of text."""
+    if as_json:
+        print(json.dumps(values, indent=2, default=str))
+    elif isinstance(values, dict):
+        width = max((len(name) for name in values), default=0)
+        for name, value in values.items():
+            print(f"{name:<{width}}  {'-' if value is None else value}")
+    elif values:
+        columns = list(values[0])
+        cells = [["-" if row[c] is None else str(row[c]) for c in columns] for row in values]
+        widths = [max(len(c), *(len(row[i]) for row in cells)) for i, c in enumerate(columns)]
+        for row in [columns, *cells]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    else:
+        print("nothing")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

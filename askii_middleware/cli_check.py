@@ -1,0 +1,108 @@
+"""`askii check` and `askii price`: what would go wrong, before it does."""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+
+from .cli import show
+from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
+from .errors import AskiiError, StoreError, UnknownModelError
+from .settings import Settings, UpstreamSettings, limits_nothing, load_settings
+from .tracker import CostTracker
+from .usage import TokenUsage
+
+if TYPE_CHECKING:
+    from .pricing import Price
+
+TIMEOUT_S = 10.0
+MAX_LISTED = 1000
+SHOWN_BUCKETS = ("input", "output", "cache_read", "cache_write", "reasoning")
+
+
+async def check(config: str | None, *, as_json: bool) -> int:
+    """Print one line for each finding; 1 if any is a failure."""
+    findings: list[dict[str, Any]] = []
+
+    def found(what: str, result: str, detail: str = "") -> None:
+        findings.append({"check": what, "result": result, "detail": detail})
+
+    try:
+        parse_rate(os.environ.get(RATE_VARIABLE, DEFAULT_RATE_TEXT))
+        found("exchange rate", "ok")
+    except ValueError as error:
+        found("exchange rate", "failed", str(error))
+    try:
+        settings = load_settings(config)
+        found("configuration", "ok", str(settings.config or "no file"))
+        tracker = CostTracker.from_settings(settings)
+    except AskiiError as error:
+        found("configuration", "failed", str(error))
+    else:
+        try:
+            await tracker.store.open()
+            await tracker.store.ping()
+            stored = bool(await tracker.store.budgets())
+            found("store", "ok", tracker.store.url)
+            if limits_nothing(settings) and not stored:
+                found("budgets", "warning", "no budget limits anything")
+        except StoreError as error:
+            found("store", "failed", str(error))
+        finally:
+            await tracker.store.close()
+        await _check_upstreams(settings, tracker, found)
+    show(findings, as_json=as_json)
+    return 1 if any(finding["result"] == "failed" for finding in findings) else 0
+
+
+async def _check_upstreams(settings: Settings, tracker: CostTracker, found: Any) -> None:
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
+        for name, table in settings.upstreams.items():
+            try:
+                answer = await client.get(f"{table.url}/models", headers=_credentials(name, table))
+                answer.raise_for_status()
+                models = [str(model["id"]) for model in answer.json()["data"]][:MAX_LISTED]
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                found(f"upstream {name}", "warning", f"its models cannot be listed: {error}")
+                continue
+            missing = [m for m in models if tracker.price_of(m, provider=table.provider or name) is None]
+            found(f"upstream {name}", "ok", f"{len(models)} models")
+            if missing:
+                found(f"upstream {name}", "warning", f"without a price: {', '.join(missing)}")
+
+
+def _credentials(name: str, table: UpstreamSettings) -> dict[str, str]:
+    if table.api_key is None:
+        return {}
+    key = table.api_key.get_secret_value()
+    if (table.provider or name) == "anthropic":
+        return {"x-api-key": key, "anthropic-version": "2023-06-01"}
+    return {"authorization": f"Bearer {key}"}
+
+
+def show_price(model: str, config: str | None, *, as_json: bool) -> int:
+    """Print the rates of a model. Raises UnknownModelError where it has none."""
+    tracker = CostTracker.from_settings(load_settings(config))
+    price = tracker.price_of(model)
+    if price is None:
+        raise UnknownModelError(model)
+    show(
+        {
+            "model": price.model,
+            "provider": price.provider,
+            "source": "configuration" if price.explicit else tracker.prices.version,
+            **{f"{bucket}_usd_per_mtok": _per_mtok(price, bucket) for bucket in SHOWN_BUCKETS},
+        },
+        as_json=as_json,
+    )
+    return 0
+
+
+def _per_mtok(price: Price, bucket: str) -> str:
+    """A bucket's rate, read off what 1,000 tokens cost, below every tier."""
+    nano_usd = price.charge(msgspec.convert({bucket: 1000}, TokenUsage)).nano_usd
+    return format(Decimal(nano_usd).scaleb(-6).normalize(), "f")

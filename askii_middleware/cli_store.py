@@ -1,0 +1,160 @@
+"""`askii budget …` and `askii keys …`: what lives in the store and wins over the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from .budgets import Budget, Scope
+from .cli import show
+from .enforcer import BudgetStatus
+from .errors import ConfigurationError
+from .keys import hash_secret, new_secret
+from .settings import Settings, load_settings
+from .stores.base import KeyRow
+from .tracker import CostTracker
+
+
+async def run_action(action: str, arguments: argparse.Namespace) -> int:
+    """Open the configured ledger, do one thing, close it."""
+    settings = load_settings(arguments.config)
+    if settings.store.startswith("memory://"):
+        raise ConfigurationError("store: memory:// lives inside one running process; this command cannot reach it")
+    tracker = CostTracker.from_settings(settings)
+    await tracker.store.open()
+    try:
+        tracker.index.update(*await tracker.store.forms())
+        return await _ACTIONS[action](tracker, settings, arguments)
+    finally:
+        await tracker.store.close()
+
+
+async def _budget_set(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+    usd = None if arguments.usd in (None, "none") else arguments.usd
+    budget = Budget(
+        scope=arguments.scope,
+        limit_usd=usd,
+        limit_coins=arguments.coins,
+        period=arguments.period,
+        zone=arguments.zone,
+    )
+    await tracker.store.set_budget(budget)
+    show(_budget_row(budget, "store"), as_json=arguments.json)
+    return 0
+
+
+async def _budget_rm(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+    key = f"{Scope.parse(arguments.scope).text}|{arguments.period}"
+    removed = await tracker.store.remove_budget(key)
+    show({"removed": removed, "budget": key}, as_json=arguments.json)
+    if not removed:
+        print("askii: no such budget was set at run time; declared ones are removed in askii.toml", file=sys.stderr)
+    return 0 if removed else 1
+
+
+async def _budget_status(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+    lines = await tracker.budget_enforcer.read(arguments.scope)
+    show([_status_row(line) for line in lines], as_json=arguments.json)
+    return 0
+
+
+async def _budget_list(tracker: CostTracker, settings: Settings, arguments: argparse.Namespace) -> int:
+    stored = {budget.key: budget for budget in await tracker.store.budgets()}
+    rows = [_budget_row(budget, "store") for budget in stored.values()]
+    rows += [_budget_row(budget, "config") for budget in settings.budgets if budget.key not in stored]
+    show(sorted(rows, key=lambda row: (row["scope"], row["period"])), as_json=arguments.json)
+    return 0
+
+
+def _budget_row(budget: Budget, source: str) -> dict[str, Any]:
+    return {
+        "scope": str(budget.scope),
+        "period": budget.period,
+        "zone": budget.zone,
+        "limit_usd": None if budget.limit_usd is None else str(budget.limit_usd),
+        "limit_coins": None if budget.limit_coins is None else str(budget.limit_coins),
+        "enabled": budget.enabled,
+        "source": source,
+    }
+
+
+def _status_row(line: BudgetStatus) -> dict[str, Any]:
+    def text(amount: Decimal | None) -> str | None:
+        return None if amount is None else format(amount.normalize(), "f")
+
+    return {
+        "scope": line.scope,
+        "period": line.period,
+        "limit_usd": text(line.limit_usd),
+        "spent_usd": text(line.spent_usd),
+        "held_usd": text(line.held_usd),
+        "remaining_usd": text(line.remaining_usd),
+        "limit_coins": text(line.limit_coins),
+        "spent_coins": text(line.spent_coins),
+        "held_coins": text(line.held_coins),
+        "remaining_coins": text(line.remaining_coins),
+        "resets_at": line.resets_at.isoformat().replace("+00:00", "Z"),
+        "source": line.source,
+    }
+
+
+async def _keys_add(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+    secret = new_secret()
+    row = KeyRow(
+        id=arguments.id or f"key_{uuid.uuid4().hex[:12]}",
+        sha256=hash_secret(secret),
+        tenant=arguments.tenant,
+        user=arguments.user,
+        team=arguments.team,
+    )
+    await tracker.store.put_key(row)
+    show({**_key_row(row, "store"), "secret": secret, "sha256": row.sha256}, as_json=arguments.json)
+    print("askii: the secret is shown only now; the ledger keeps its hash", file=sys.stderr)
+    return 0
+
+
+async def _keys_revoke(tracker: CostTracker, settings: Settings, arguments: argparse.Namespace) -> int:
+    rows = {row.id: row for row in (*settings.keys, *await tracker.store.keys())}
+    row = rows.get(arguments.id)
+    if row is None:
+        raise ConfigurationError(f"no key has the id {arguments.id!r}; askii keys list shows all")
+    values = {name: getattr(row, name) for name in row.__struct_fields__}
+    await tracker.store.put_key(KeyRow(**{**values, "revoked": True}))
+    show({"id": row.id, "revoked": True}, as_json=arguments.json)
+    return 0
+
+
+async def _keys_list(tracker: CostTracker, settings: Settings, arguments: argparse.Namespace) -> int:
+    stored = {row.id: row for row in await tracker.store.keys()}
+    rows = [_key_row(row, "store") for row in stored.values()]
+    rows += [_key_row(row, "config") for row in settings.keys if row.id not in stored]
+    show(sorted(rows, key=lambda row: str(row["id"])), as_json=arguments.json)
+    return 0
+
+
+def _key_row(row: KeyRow, source: str) -> dict[str, Any]:
+    expires = row.expires_at_s
+    return {
+        "id": row.id,
+        "tenant": row.tenant,
+        "user": row.user,
+        "team": row.team,
+        "expires_at": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
+        "revoked": row.revoked,
+        "source": source,
+    }
+
+
+_ACTIONS = {
+    "budget_set": _budget_set,
+    "budget_rm": _budget_rm,
+    "budget_status": _budget_status,
+    "budget_list": _budget_list,
+    "keys_add": _keys_add,
+    "keys_revoke": _keys_revoke,
+    "keys_list": _keys_list,
+}

@@ -1,0 +1,83 @@
+"""From a call's end to its bill: which price charges what. Pure besides the price book's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .models import family
+from .settling import Conclusion, Ending, Part, Verdict, bill, judge
+
+if TYPE_CHECKING:
+    from .calls import Call
+    from .pricing import Price, PriceBook
+    from .usage import Report, TokenUsage
+
+MAX_NAMES = 4096
+
+
+class PriceOf(Protocol):
+    """Looks up a price with the tracker's rules for unknown models."""
+
+    def __call__(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None: ...
+
+
+class Concluder:
+    """Prices what calls used."""
+
+    def __init__(self, prices: PriceBook, price_of: PriceOf) -> None:
+        self._prices = prices
+        self._price_of = price_of
+        self._names: dict[str, str] = {}
+
+    def conclude(self, call: Call, report: Report, ending: Ending) -> Conclusion:
+        """What a call comes to, from what was read of its answer and how it ended."""
+        verdict = judge(call, report, ending)
+        if verdict.usage is None:
+            return Conclusion(verdict)
+        return self.priced(
+            call,
+            [(report.model, verdict.usage), *report.other_usage],
+            verdict,
+            service_tier=report.service_tier,
+            provider_request_id=report.provider_request_id,
+        )
+
+    def priced(
+        self,
+        call: Call,
+        usages: Sequence[tuple[str | None, TokenUsage]],
+        verdict: Verdict,
+        *,
+        service_tier: str | None = None,
+        provider_request_id: str | None = None,
+    ) -> Conclusion:
+        """Price each usage by the model that served it. An explicit price for the admitted name wins; a served model
+        without a price is charged at the admitted one's, and flagged.
+        """
+        parts, flagged = [], False
+        for index, (served, usage) in enumerate(usages):
+            price = call.price if index == 0 else None
+            explicit = price is not None and price.explicit
+            if not explicit or service_tier is not None:
+                name = call.model if explicit or served is None else served
+                price = self._price_of(name, provider=call.spec.provider, service_tier=service_tier)
+            if price is None:
+                flagged = call.price is not None
+                price = call.price
+            parts.append(Part(self.shown(served or call.model), price, usage))
+        return Conclusion(verdict, tuple(parts), bill(parts), flagged, service_tier, provider_request_id)
+
+    def shown(self, model: str) -> str:
+        """The name records and metrics carry: a dated model's family, unless the dated one has a price of its own.
+        Bounded cache: providers choose the names.
+        """
+        known = self._names.get(model)
+        if known is None:
+            if len(self._names) >= MAX_NAMES:
+                self._names.clear()
+            name = self._prices.canonical(model)
+            short = family(name)
+            same = short == name or self._prices.find(name) == self._prices.find(short)
+            known = self._names[model] = short if same else name
+        return known

@@ -1,0 +1,378 @@
+"""Delivery to one sink. See `delivery` for the whole picture."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+import msgspec
+
+from .errors import StoreError
+from .records import UsageRecord, decode_record
+from .sinks.base import BACK_OFF, Delivery, Sink, Verdict
+from .stores.base import Entry, Outcome, Store
+
+logger = logging.getLogger("askii_middleware.delivery")
+
+OnResult = Callable[[str, str, int], None]
+"""Called with a sink's name, a result and a number of records: `delivered`, `dead`, `again` (waits on its own) or
+`error` (the whole batch waits).
+"""
+
+ISOLATE_AFTER = 3
+"""Failures in a row before a batch is searched for the record that causes them."""
+ISOLATE_MISSES = 32
+"""Failed sends one search may cost. The search after the next failure goes on where this one ended."""
+MAX_ATTEMPTS = 12
+"""Tries of a record that fails alone while others are delivered, before it goes to the dead letters."""
+MAX_BATCH = 500
+"""Records decoded at once (about 1 ms of the event loop), and how far a search looks ahead: fewer causes in a row
+never hide the healthy records behind them.
+"""
+CLOSE_S = 5.0
+"""How long giving back a lease, or ending a cancelled send, may take."""
+_MAX_PAUSE_S = 3600.0
+_ALARM_EVERY_S = 60.0
+
+
+class DeliveryOptions(NamedTuple):
+    """What `DeliveryLoop` was given."""
+
+    clock: Callable[[], float]
+    owner: str
+    lease_s: float
+    send_timeout_s: float
+    idle_s: float
+    linger_s: float
+    base_backoff_s: float
+    max_backoff_s: float
+    random: Random
+    on_result: OnResult
+
+    def back_off_s(self, failures: int) -> float:
+        """Full jitter: anywhere between 0 and a bound that doubles with each failure, up to a cap."""
+        bound_s = min(self.max_backoff_s, self.base_backoff_s * 2.0 ** min(failures - 1, 64))
+        return self.random.uniform(0.0, bound_s)
+
+
+class _Item(NamedTuple):
+    entry: Entry
+    record: UsageRecord
+
+
+class _Tried(NamedTuple):
+    """One send, with its verdicts sorted out."""
+
+    delivery: Delivery
+    outcomes: list[Outcome]
+    left: list[_Item]
+    """Those without an outcome, in order."""
+    reason: str
+
+
+class _LeaseLostError(Exception):
+    """Another owner delivers to this sink now."""
+
+
+class SinkWorker:
+    """Delivers to one sink; at most one send at a time."""
+
+    def __init__(self, store: Store, sink: Sink, options: DeliveryOptions) -> None:
+        self.sink = sink
+        self.alarm = ""
+        self._alarm_logged_s = float("-inf")
+        self._store = store
+        self._o = options
+        self._token: int | None = None
+        self._lease_until_s = 0.0
+        self._retry_at_s = 0.0
+        self._failures = 0
+        self._store_failures = 0
+        self._alive = False
+        """Whether this round has delivered anything: the sink works, so what fails alone is itself the cause."""
+        self._drained = False
+        self._searched_seq = 0
+        """Up to here new records have failed alone since the last delivery."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, perhaps on another event loop."""
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._deaf = False
+        """Set while a wake changes nothing: in a pause, or while another process has the lease."""
+        self._asked = self._answered = 0
+        """Flushes asked for, and those whose round has ended with nothing more to do."""
+        self._flush_until_s = 0.0
+        self._quiet = asyncio.Event()
+
+    def wake(self) -> None:
+        if not self._deaf:
+            self._wake.set()
+
+    async def flush(self, until_s: float) -> bool:
+        """Wait for a round that began after this call and found nothing more to do before `until_s`."""
+        self._asked += 1
+        mine = self._asked
+        self._flush_until_s = until_s
+        self._wake.set()
+        self._urgent.set()
+        while self._answered < mine:
+            self._quiet.clear()
+            await self._quiet.wait()
+        return self._drained
+
+    async def run(self) -> None:
+        """Rounds for ever. Ends only by cancellation."""
+        while True:
+            asked = self._asked
+            try:
+                wait_s = await self.round()
+                self._store_failures = 0
+            except Exception as error:
+                self._store_failures += 1
+                self._deaf = True
+                wait_s = self._o.back_off_s(self._store_failures)
+                if isinstance(error, StoreError):
+                    logger.warning("sink %s: the outbox cannot be used: %s", self.sink.name, error)
+                else:
+                    logger.exception("sink %s: delivery failed", self.sink.name)
+            if wait_s <= 0:
+                await asyncio.sleep(0)
+                continue
+            if not self._deaf or self._token is None or self._o.clock() + wait_s > self._flush_until_s:
+                self._answered = asked
+                self._quiet.set()
+            await self._sleep(wait_s)
+
+    async def _sleep(self, wait_s: float) -> None:
+        if self._deaf and self._asked == self._answered:
+            self._wake.clear()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+            async with asyncio.timeout(self._o.linger_s):
+                await self._urgent.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+        self._urgent.clear()
+        self._deaf = False
+
+    async def round(self) -> float:
+        """One look at the outbox, and what follows from it. Returns the seconds until the next; 0: there is more.
+        Raises StoreError.
+        """
+        self._drained = self._alive = False
+        try:
+            await self._hold_lease()
+            if (wait_s := self._pause_left_s()) > 0:
+                return wait_s
+            entries = await self._store.fetch(self.sink.name, min(self.sink.max_batch, MAX_BATCH))
+            if not entries:
+                self._drained = True
+                return self._o.idle_s
+            items, broken = _decode(entries)
+            if broken:
+                await self._write(broken)
+            first = [item for item in items if item.entry.attempts == 0]
+            later = [item for item in items if item.entry.attempts > 0]
+            # New records first: they show whether the sink works at all, and must not wait for the troubled ones.
+            moved = not first or await self._send(first, first=True)
+            if moved and later:
+                await self._send(later, first=False)
+        except _LeaseLostError:
+            self._token = None
+            self._deaf = True
+            return self._o.lease_s / 3
+        return self._pause_left_s()
+
+    async def give_back(self) -> None:
+        """End the lease, so that another process need not wait until it runs out."""
+        if self._token is None:
+            return
+        self._token = None
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._store.lease(self.sink.name, self._o.owner, 0.0)
+        except (StoreError, TimeoutError) as error:
+            logger.warning("sink %s: the lease was not given back and runs out by itself: %s", self.sink.name, error)
+
+    async def _hold_lease(self) -> None:
+        """Make sure that the lease outlives one send. Raises _LeaseLostError."""
+        now_s = self._o.clock()
+        if self._token is not None and self._lease_until_s - now_s > self._o.send_timeout_s:
+            return
+        lease = await self._store.lease(self.sink.name, self._o.owner, self._o.lease_s)
+        if lease is None or (self._token is not None and lease.token != self._token):
+            raise _LeaseLostError  # or it was lost for a while: what was fetched before may be delivered by now
+        self._lease_until_s = now_s + self._o.lease_s
+        if self._token is None:
+            self._token, self._retry_at_s, self._failures = lease
+
+    def _pause_left_s(self) -> float:
+        left_s = min(self._retry_at_s - self._o.clock(), _MAX_PAUSE_S)
+        self._deaf = left_s > 0
+        return max(left_s, 0.0)
+
+    async def _send(self, items: list[_Item], *, first: bool) -> bool:
+        """Send a batch and write down what became of it. False: the sink is paused."""
+        tried = await self._try(items)
+        if tried.delivery.pause_s is None:
+            await self._write(tried.outcomes)
+            return True
+        if not tried.delivery.suspect or (first and self._failures + 1 < ISOLATE_AFTER):
+            await self._write(tried.outcomes, tried)
+            return False
+        return await self._isolate(tried, first=first)
+
+    async def _isolate(self, broke: _Tried, *, first: bool) -> bool:
+        """Send a batch that the sink broke on in ever smaller parts, in order, and then what stands behind it, until
+        something is delivered. False: the sink is paused.
+        """
+        await self._write(broke.outcomes, keep=True)
+        alone: list[_Item] = []
+        parts = _parts(broke.left, 2)
+        if first:
+            alone, parts = await self._search_from()
+        paused: _Tried | None = None
+        misses = 0
+        while parts and misses < ISOLATE_MISSES and paused is None:
+            tried = await self._try(parts.pop())
+            await self._write(tried.outcomes, keep=True)
+            if tried.delivery.pause_s is None:
+                continue
+            misses += 1
+            if not tried.delivery.suspect:
+                paused = tried
+            elif len(tried.left) == 1:
+                alone += tried.left
+            else:
+                parts += _parts(tried.left, 2)
+        if first and not self._alive:
+            self._searched_seq = alone[-1].entry.seq if alone and parts else 0
+            await self._write([], paused or broke)
+            return False
+        # Records that had trouble before never stand in the way of others: all of them wait, each for itself.
+        waiting = alone if first else alone + [item for part in parts for item in part]
+        await self._write([self._later(item, broke.reason) for item in waiting], paused)
+        return paused is None
+
+    async def _search_from(self) -> tuple[list[_Item], list[list[_Item]]]:
+        """New records that failed alone in earlier searches, and the parts to try now, the next one last."""
+        items, _ = _decode(await self._store.fetch(self.sink.name, MAX_BATCH))
+        fresh = [item for item in items if item.entry.attempts == 0]
+        known = [item for item in fresh if item.entry.seq <= self._searched_seq]
+        return known, _parts(fresh[len(known) :], -(-2 * len(fresh) // self.sink.max_batch))
+
+    def _later(self, item: _Item, reason: str) -> Outcome:
+        attempts = item.entry.attempts + 1
+        if attempts >= MAX_ATTEMPTS and self._alive:
+            return Outcome(item.entry.seq, "dead", f"failed alone {attempts} times: {reason}")
+        return Outcome(item.entry.seq, "again", reason, self._o.back_off_s(attempts))
+
+    async def _try(self, items: list[_Item]) -> _Tried:
+        """Send once. Whatever the sink raises is a failure of this batch, not of the loop."""
+        await self._hold_lease()
+        try:
+            async with asyncio.timeout(self._o.send_timeout_s):
+                delivery = await self.sink.send([item.record for item in items])
+            outcomes, left = self._sort(items, delivery)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            delivery, outcomes, left = _failed("the sink cancelled itself"), [], items
+        except TimeoutError:
+            delivery, outcomes, left = _failed(f"no answer within {self._o.send_timeout_s:g} s"), [], items
+        except Exception as error:
+            logger.debug("sink %s: send raised", self.sink.name, exc_info=True)
+            delivery, outcomes, left = _failed(f"{type(error).__name__}: {error}"), [], items
+        self._note_alarm(delivery.alarm)
+        reason = next((v.reason for v in delivery.verdicts if v.result == "again"), delivery.alarm)
+        return _Tried(delivery, outcomes, left, reason)
+
+    def _sort(self, items: list[_Item], delivery: Delivery) -> tuple[list[Outcome], list[_Item]]:
+        """Outcomes, and what keeps its place. Raises ValueError on an answer that makes no sense."""
+        outcomes: list[Outcome] = []
+        left: list[_Item] = []
+        for item, verdict in zip(items, delivery.verdicts, strict=True):
+            if verdict.result == "delivered":
+                outcomes.append(Outcome(item.entry.seq, "delivered"))
+            elif verdict.result == "rejected":
+                outcomes.append(Outcome(item.entry.seq, "dead", verdict.reason))
+            elif verdict.result == "kept" or (verdict.result == "again" and delivery.pause_s is not None):
+                left.append(item)
+            elif verdict.result == "again":
+                after_s = verdict.after_s or self._o.back_off_s(item.entry.attempts + 1)
+                outcomes.append(Outcome(item.entry.seq, "again", verdict.reason, after_s))
+            else:
+                raise ValueError(f"unknown verdict {verdict.result!r}")
+        if not outcomes and delivery.pause_s is None:
+            raise ValueError("the sink kept every record and asked for no pause")
+        self._alive = self._alive or any(outcome.result == "delivered" for outcome in outcomes)
+        return outcomes, left
+
+    async def _write(self, outcomes: list[Outcome], paused: _Tried | None = None, *, keep: bool = False) -> None:
+        """Write outcomes and the sink's back-off; `keep` leaves that as it is. Raises _LeaseLostError; nothing is
+        written then.
+        """
+        failures, retry_at_s = (self._failures, self._retry_at_s) if keep else (0, 0.0)
+        if paused is not None:
+            pause_s = paused.delivery.pause_s or BACK_OFF
+            failures = self._failures
+            if pause_s == BACK_OFF:
+                failures = 1 if self._alive else failures + 1
+                pause_s = self._o.back_off_s(failures)
+            retry_at_s = self._o.clock() + pause_s
+        if outcomes or (retry_at_s, failures) != (self._retry_at_s, self._failures):
+            assert self._token is not None
+            if not await self._store.acknowledge(
+                self.sink.name, self._token, outcomes, retry_at_s=retry_at_s, failures=failures
+            ):
+                raise _LeaseLostError
+        self._retry_at_s, self._failures = retry_at_s, failures
+        if self._alive:
+            self._searched_seq = 0
+        for result in ("delivered", "dead", "again"):
+            count = sum(outcome.result == result for outcome in outcomes)
+            if count:
+                self._o.on_result(self.sink.name, result, count)
+        if paused is not None:
+            self._o.on_result(self.sink.name, "error", len(paused.left))
+            logger.warning(
+                "sink %s: %d records wait %.1f s: %s", self.sink.name, len(paused.left), pause_s, paused.reason
+            )
+
+    def _note_alarm(self, alarm: str) -> None:
+        now_s = self._o.clock()
+        if alarm and (alarm != self.alarm or now_s - self._alarm_logged_s >= _ALARM_EVERY_S):
+            logger.error("sink %s: %s", self.sink.name, alarm)
+            self._alarm_logged_s = now_s
+        if alarm or self._alive:
+            self.alarm = alarm
+
+
+def _failed(reason: str) -> Delivery:
+    return Delivery((Verdict("again", reason),), BACK_OFF, suspect=True)
+
+
+def _parts(items: list[_Item], count: int) -> list[list[_Item]]:
+    """About `count` parts of nearly equal size, in reverse: the first one is popped first."""
+    size = max(-(-len(items) // max(count, 1)), 1)
+    return [items[start : start + size] for start in range(0, len(items), size)][::-1]
+
+
+def _decode(entries: Sequence[Entry]) -> tuple[list[_Item], list[Outcome]]:
+    """The entries with their records, and the outcomes of those that are not records."""
+    items: list[_Item] = []
+    broken: list[Outcome] = []
+    for entry in entries:
+        try:
+            items.append(_Item(entry, decode_record(entry.record)))
+        except msgspec.MsgspecError as error:
+            broken.append(Outcome(entry.seq, "dead", f"not a usage record: {error}"))
+    return items, broken

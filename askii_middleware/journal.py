@@ -1,0 +1,208 @@
+"""Where settlements wait while the store cannot be reached: an append-only file, one JSON line each, fsynced.
+
+Each process writes a file of its own, `<path>.<n>`, held by a lock for as long as it lives, so that a later process
+can tell an orphan and replay it. Some room is allocated in advance: when the disk runs full, the ledger and the
+journal usually share it, and what a call cost must still find a place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from .errors import StoreError
+from .stores.base import Settlement
+
+logger = logging.getLogger(__name__)
+
+RESERVED_BYTES = 1 << 20
+MAX_FILES = 256
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Either a settlement or the id of a hold to release."""
+
+    settlement: Settlement | None = None
+    release: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Entry).decode
+
+
+class Journal:
+    """Blocking file work: call it from a thread. Not safe for concurrent use; the tracker serialises.
+
+    Args:
+        path: prefix of the files.
+        max_bytes: beyond it `append` raises StoreError, and admission refuses new calls.
+    """
+
+    def __init__(self, path: str | Path, *, max_bytes: int = 64 << 20) -> None:
+        self._path = Path(path)
+        self._max_bytes = max_bytes
+        self._file: int | None = None
+        self._end = 0
+        self.own_path: Path | None = None
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait for replay in this process's file."""
+        return self._end
+
+    @property
+    def full(self) -> bool:
+        return self._end >= self._max_bytes
+
+    def open(self) -> None:
+        """Take the first file nobody holds. Raises StoreError where none can be opened."""
+        if self._file is not None:
+            return
+        for number in range(MAX_FILES):
+            path = self._path.with_name(f"{self._path.name}.{number}")
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise StoreError(f"journal {path} cannot be opened: {error.strerror}; check journal_path") from error
+            if not _locked(file):
+                os.close(file)
+                continue
+            self._file, self.own_path = file, path
+            self._end = _used(file)
+            try:
+                os.posix_fallocate(file, 0, max(RESERVED_BYTES, self._end))
+            except OSError as error:
+                logger.warning("journal %s: no room could be reserved: %s", path, error.strerror)
+            return
+        raise StoreError(f"{MAX_FILES} journals {self._path}.* are in use; set another journal_path for this process")
+
+    def append(self, entry: Entry) -> None:
+        """Write and fsync one entry. Raises StoreError when full or failing; a torn line is never left behind."""
+        if self._file is None:
+            self.open()
+        file = self._file
+        assert file is not None
+        line = _encode(entry) + b"\n"
+        if self._end + len(line) > self._max_bytes:
+            raise StoreError("the journal is full: bring the store back, or raise journal_max_bytes")
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(file, line[written:], self._end + written)
+            os.fdatasync(file)
+        except OSError as error:
+            raise StoreError(f"journal {self.own_path} cannot be written: {error.strerror}") from error
+        self._end += len(line)
+
+    def read(self) -> list[Entry]:
+        """This process's entries in the order they were written."""
+        return [] if self._file is None or self._end == 0 else _entries(self._file, self._end)
+
+    def clear(self) -> None:
+        """Forget the entries that `read` gave: they are in the ledger now."""
+        if self._file is None or self._end == 0:
+            return
+        # The room stays allocated; zeros after the end mark it as free.
+        try:
+            os.pwrite(self._file, b"\0" * min(self._end, RESERVED_BYTES), 0)
+            if self._end > RESERVED_BYTES:
+                os.ftruncate(self._file, RESERVED_BYTES)
+            os.fdatasync(self._file)
+        except OSError as error:
+            raise StoreError(f"journal {self.own_path} cannot be cleared: {error.strerror}") from error
+        self._end = 0
+
+    def orphans(self) -> list[Orphan]:
+        """Journals of processes that are gone, each locked until it is closed."""
+        found = []
+        for number in range(MAX_FILES):
+            path = self._path.with_name(f"{self._path.name}.{number}")
+            if path == self.own_path or not path.exists():
+                continue
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            if _locked(file):
+                found.append(Orphan(file, path))
+            else:
+                os.close(file)
+        return found
+
+    def close(self) -> None:
+        if self._file is not None:
+            if self._end == 0 and self.own_path is not None:
+                # Unlinked while still locked: nobody else can have taken it.
+                self.own_path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = None
+
+
+class Orphan:
+    """The journal of a process that ended before it could replay it."""
+
+    def __init__(self, file: int, path: Path) -> None:
+        self._file = file
+        self.path = path
+
+    def read(self) -> list[Entry]:
+        return _entries(self._file, _used(self._file))
+
+    def discard(self) -> None:
+        """Its entries are in the ledger now."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def close(self) -> None:
+        """Leave it for another time."""
+        os.close(self._file)
+
+
+def _locked(file: int) -> bool:
+    """Whether the file is ours now. One that its owner unlinked in the moment before the lock does not count."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return os.fstat(file).st_nlink > 0
+
+
+def _used(file: int) -> int:
+    """Bytes up to the end of the last whole line."""
+    size = os.fstat(file).st_size
+    end = position = 0
+    while position < size:
+        block = os.pread(file, 1 << 20, position)
+        if not block:
+            break
+        used = block.partition(b"\0")[0]
+        newline = used.rfind(b"\n")
+        if newline >= 0:
+            end = position + newline + 1
+        if len(used) < len(block):
+            break
+        position += len(block)
+    return end
+
+
+def _entries(file: int, end: int) -> list[Entry]:
+    entries = []
+    position = 0
+    data = b""
+    while position < end:
+        block = os.pread(file, min(1 << 20, end - position), position)
+        position += len(block)
+        data += block
+        *lines, data = data.split(b"\n")
+        for line in lines:
+            try:
+                entries.append(_decode(line))
+            except msgspec.DecodeError:
+                # A block that never reached the disk before a power loss reads as garbage; what is whole still counts.
+                logger.error("journal: a damaged line of %d bytes was passed over", len(line))  # noqa: TRY400
+    return entries

@@ -1,0 +1,146 @@
+"""What the OpenAI-shaped APIs share: usage with its many dialects, requests' common members, error envelopes.
+
+Gateways and other providers forward their own dialects under OpenAI's paths, so usage is read by rules that hold for
+all of them. Sources: the types of the openai SDK 3.54, and recorded bodies of the providers named below (2026-11).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ..usage import Report, TokenUsage
+from .base import Api, CallRequest, Refusal, Rewrite, StreamReader
+from .body import BodyReader, read_body
+from .counts import member, part, text, total
+from .fields import encode_members, raw_value
+
+_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+    503: "server_error",
+}
+
+
+def openai_usage(usage: object, *, gap_is_input: bool = False, web_search: int = 0) -> TokenUsage | None:
+    """A usage object of the chat, completions, responses or embeddings shape; None if it leaves the prompt's size open.
+
+    - Cached tokens also stand as `prompt_cache_hit_tokens` (DeepSeek) or at the top level (Hugging Face's router);
+      cache writes also as `cache_creation_tokens` (LiteLLM).
+    - Where `total_tokens` is more than prompt and completion, the gap is the reported input audio if it matches
+      exactly (Mistral's Voxtral), else output (reasoning that xAI and Gemini's compatible mode leave out of the
+      completion); `gap_is_input` for APIs without output (Voyage reports only a total).
+    - Perplexity bills `citation_tokens` and top-level `reasoning_tokens` beside the totals; its usage is known by
+      members no one else has. Elsewhere a top-level `reasoning_tokens` is a part of the completion (SGLang).
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    prompt = total(usage, "prompt_tokens", "input_tokens")
+    completion = total(usage, "completion_tokens", "output_tokens")
+    everything = total(usage, "total_tokens")
+    if prompt is None:
+        if everything is None:  # without the prompt's share no price is right: not reported
+            return None
+        prompt = 0 if completion is None else max(everything - max(completion, 0), 0)
+    completion = completion or 0
+    of_input = member(usage, "prompt_tokens_details", "input_tokens_details")
+    of_output = member(usage, "completion_tokens_details", "output_tokens_details")
+    audio = part(of_input, "audio_tokens")
+    reasoning = part(of_output, "reasoning_tokens") or part(usage, "reasoning_tokens")
+    gap = (everything or 0) - max(prompt, 0) - max(completion, 0)
+    if gap > 0:
+        if gap_is_input or gap == audio:
+            prompt = max(prompt, 0) + gap
+        else:
+            completion = max(completion, 0) + gap
+    if "citation_tokens" in usage or "num_search_queries" in usage:
+        prompt += max(part(usage, "citation_tokens"), 0)
+        completion += max(part(usage, "reasoning_tokens"), 0)
+        web_search += max(part(usage, "num_search_queries"), 0)
+    return TokenUsage.from_totals(
+        prompt,
+        completion,
+        cached_input_tokens=part(of_input, "cached_tokens") or part(usage, "prompt_cache_hit_tokens", "cached_tokens"),
+        cache_write_tokens=part(of_input, "cache_write_tokens", "cache_creation_tokens"),
+        audio_input_tokens=audio,
+        cached_audio_tokens=part(member(of_input, "cached_tokens_details"), "audio_tokens"),
+        image_input_tokens=part(of_input, "image_tokens"),
+        reasoning_tokens=reasoning,
+        audio_output_tokens=part(of_output, "audio_tokens"),
+        image_output_tokens=part(of_output, "image_tokens"),
+        web_search=web_search,
+    )
+
+
+def absorb_head(report: Report, answer: Mapping[str, Any]) -> None:
+    """Model, id and served tier. The first id stays (some gateways send a new one with each chunk); `auto` is what
+    was asked for, not what was served.
+    """
+    report.model = text(answer, "model") or report.model
+    report.provider_request_id = report.provider_request_id or text(answer, "id")
+    tier = text(answer, "service_tier")
+    if tier is not None and tier != "auto":
+        report.service_tier = tier
+
+
+class OpenAiApi(Api):
+    """The parts that do not differ between OpenAI's APIs."""
+
+    provider = "openai"
+
+    @abstractmethod
+    def limit_field(self, request: CallRequest, model: str) -> str | None:
+        """The member that limits the output when `model` is called; None where the API has none."""
+
+    def rewrite(self, request: CallRequest, change: Rewrite) -> bytes:
+        fields = dict(request.fields)
+        if change.model is not None:
+            fields["model"] = raw_value(change.model)
+        if change.output_limit is not None:
+            field = self.limit_field(request, change.model or request.model or "")
+            if field is not None:
+                fields[field] = raw_value(change.output_limit)
+        return encode_members(fields)
+
+    def body_reader(self) -> StreamReader:
+        return BodyReader(self.absorb, self.answer_members)
+
+    def read_body(self, body: bytes) -> Report:
+        return read_body(self.absorb, self.answer_members, body)
+
+    def refusal(self, refusal: Refusal) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        return msgspec.json.encode({"error": self._error(refusal)}), retry_headers(refusal)
+
+    def stream_error(self, refusal: Refusal) -> bytes:
+        return b"data: " + msgspec.json.encode({"error": self._error(refusal)}) + b"\n\n"
+
+    @staticmethod
+    def _error(refusal: Refusal) -> dict[str, Any]:
+        spent = refusal.code == "budget_exceeded"
+        error = {
+            "message": refusal.message,
+            "type": "insufficient_quota" if spent else _TYPES.get(refusal.status, "invalid_request_error"),
+            "param": None,
+            "code": refusal.code,
+        }
+        return error | details(refusal)
+
+
+def details(refusal: Refusal) -> dict[str, str]:
+    """The members of a refusal that no provider's envelope has; those that are not known are left out."""
+    members = {"reason": refusal.reason, "scope_kind": refusal.scope_kind, "resets_at": refusal.resets_at}
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def retry_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
+    """Whether the SDKs should try again, and when: they sleep as long as `retry-after` says, days if need be, so it
+    only stands where trying again soon makes sense.
+    """
+    if refusal.retry_after_s is None:
+        return [(b"x-should-retry", b"false")]
+    return [(b"retry-after", b"%d" % refusal.retry_after_s), (b"x-should-retry", b"true")]

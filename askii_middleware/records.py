@@ -1,0 +1,86 @@
+"""The usage record: the immutable account of one finished call, as JSON and as a typed value."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+CallOutcome = Literal["completed", "client_disconnected", "upstream_error", "cut", "deferred_estimate"]
+
+
+class UsageCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens as a reader expects them: `input_tokens` and `output_tokens` are totals, the others parts of them.
+    What a provider did not report is 0.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_input_tokens: int = 0
+    audio_output_tokens: int = 0
+
+
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
+    """What one price bucket adds. The charges of a record sum to its `cost_nano_usd`."""
+
+    bucket: str
+    quantity: int
+    nano_usd: int
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished call. Units stand in the names; `timestamp` is the moment of admission, RFC 3339 in UTC with
+    milliseconds. `charges` of another model than `served_model` name it before a colon in `bucket`.
+    """
+
+    kind: Literal["usage", "adjustment"] = "usage"
+    call_id: str
+    timestamp: str
+    tenant: str
+    subscription: str
+    key: str | None = None
+    user: str | None = None
+    team: str | None = None
+    end_user: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    api: str
+    provider: str
+    deployment: str | None = None
+    requested_model: str
+    served_model: str
+    fallback_reason: str | None = None
+    service_tier: str | None = None
+    provider_request_id: str | None = None
+    stream: bool = False
+    outcome: CallOutcome = "completed"
+    status: int | None = None
+    estimated: bool = False
+    anomalous: bool = False
+    unpriced: bool = False
+    """No price was known for what was used; the charge is 0 or the configured default."""
+    shadow: str | None = None
+    """In shadow mode: what would have happened."""
+    duration_ms: float = 0.0
+    usage: UsageCounts
+    charges: tuple[Charge, ...] = ()
+    cost_nano_usd: int
+    price_version: str
+    exchange_rate: float
+    late: bool = False
+    askii_coins: int = 0
+
+
+decode_record = msgspec.json.Decoder(UsageRecord).decode
+"""Bytes of a complete record to a `UsageRecord`. Raises msgspec.DecodeError or msgspec.ValidationError."""
+
+_encode = msgspec.json.Encoder().encode
+_TAIL = b',"late":false,"askii_coins":0}'
+
+
+def encode_settled_part(record: UsageRecord) -> bytes:
+    """The record without `late` and `askii_coins`, which the store appends in the settling transaction."""
+    return _encode(record)[: -len(_TAIL)] + b"}"

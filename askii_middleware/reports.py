@@ -1,0 +1,158 @@
+"""The questions a tracker answers about what was spent. Reads only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from .admission import fits
+from .budgets import BudgetIndex, Scope, window
+from .currency import NANO, RateSource, nano_to_coins, usd_to_nano
+from .fallbacks import Fallbacks
+from .stores.base import SpendRow, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendSummary:
+    """Spend of one scope over a span. Costs in USD, with the same in coins at the current rate."""
+
+    scope: str
+    total_cost: float
+    total_cost_coins: float
+    total_requests: int
+    total_tokens: int
+    by_model: dict[str, float] = field(default_factory=dict)
+    by_provider: dict[str, float] = field(default_factory=dict)
+    tokens_by_model: dict[str, int] = field(default_factory=dict)
+    cost_nano_usd: int
+    period_start: datetime
+    period_end: datetime
+
+
+class Reports(ABC):
+    """Mixed into `CostTracker`; uses its store, prices, budgets and rate."""
+
+    store: Store
+    index: BudgetIndex
+    rates: RateSource
+    fallbacks: Fallbacks
+    clock: Callable[[], float]
+
+    @abstractmethod
+    async def ready(self) -> None:
+        """Open the ledger if it is not open yet. Raises StoreError."""
+
+    async def get_spend(
+        self,
+        scope: Scope | str,
+        period: str | None = None,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        zone: str = "UTC",
+    ) -> SpendSummary:
+        """Spend of a scope in its current `period`, or between `start` and `end` (whole hours; aware datetimes, or
+        naive ones in UTC). Scopes: a tenant, key, user or team. Raises ValueError for other scopes and wrong spans.
+        """
+        await self.ready()
+        scope = Scope.parse(scope) if isinstance(scope, str) else scope
+        if len(scope.shape) != 1 or scope.shape[0] not in ("tenant", "key", "user", "team"):
+            raise ValueError(f"spend is kept for one tenant, key, user or team, not for {scope.text!r}")
+        if (period is None) == (start is None):
+            raise ValueError("give a period, or start and end")
+        if period is not None:
+            start_s, end_s = window(period, zone, self.clock())
+        else:
+            start_s = int(_utc(start).timestamp()) if start else 0
+            end_s = int(_utc(end).timestamp()) if end else int(self.clock()) + 1
+            if end_s <= start_s:
+                raise ValueError("the span ends before it begins")
+        rows = await self.store.spend(scope.text, start_s, end_s)
+        return self._summary(scope.text, rows, start_s, end_s)
+
+    def _summary(self, scope: str, rows: list[SpendRow], start_s: int, end_s: int) -> SpendSummary:
+        by_model: dict[str, int] = defaultdict(int)
+        by_provider: dict[str, int] = defaultdict(int)
+        tokens: dict[str, int] = defaultdict(int)
+        for row in rows:
+            by_model[row.model] += row.cost_nano_usd
+            by_provider[row.provider] += row.cost_nano_usd
+            tokens[row.model] += row.input_tokens + row.output_tokens
+        total = sum(row.cost_nano_usd for row in rows)
+        return SpendSummary(
+            scope=scope,
+            total_cost=total / NANO,
+            total_cost_coins=float(nano_to_coins(total, self.rates.current())),
+            total_requests=sum(row.requests for row in rows),
+            total_tokens=sum(tokens.values()),
+            by_model={name: cost / NANO for name, cost in by_model.items()},
+            by_provider={name: cost / NANO for name, cost in by_provider.items()},
+            tokens_by_model=dict(tokens),
+            cost_nano_usd=total,
+            period_start=datetime.fromtimestamp(start_s, UTC),
+            period_end=datetime.fromtimestamp(min(end_s, 253_402_300_799), UTC),
+        )
+
+    async def get_tenant_stats(self, tenant_id: str) -> dict[str, Any]:
+        """A tenant's day so far (UTC): `total_tokens_by_model`, `daily_cost_usd`, `remaining_budget_usd` (inf without
+        a budget), `fallback_model`, and the amounts again in coins.
+        """
+        spent = await self.get_spend(Scope(tenant=tenant_id), "daily")
+        rate = self.rates.current()
+        matches = self.index.matches({"tenant": tenant_id})
+        states = await self.store.status(matches, self.index.windows(self.clock()), rate.ratio)
+        left = [state.remaining_nano_usd for state in states if state.remaining_nano_usd is not None]
+        return {
+            "tenant_id": tenant_id,
+            "total_tokens_by_model": spent.tokens_by_model,
+            "daily_cost_usd": spent.total_cost,
+            "remaining_budget_usd": min(left) / NANO if left else float("inf"),
+            "daily_cost_askii_coins": spent.total_cost_coins,
+            "remaining_budget_askii_coins": float(nano_to_coins(min(left), rate)) if left else float("inf"),
+            "fallback_model": self.fallbacks.default,
+        }
+
+    async def check_budget(self, scope: Scope | str, usd: float | str) -> bool:
+        """Whether a call that costs so much would be admitted now. Looks only: nothing is held, so the answer may be
+        out of date before it arrives.
+        """
+        await self.ready()
+        scope = Scope.parse(scope) if isinstance(scope, str) else scope
+        values = {name: getattr(scope, name) for name in scope.shape}
+        states = await self.store.status(
+            self.index.matches(values), self.index.windows(self.clock()), self.rates.current().ratio
+        )
+        return all(fits(state, usd_to_nano(usd)) for state in states)
+
+    async def cost_report(
+        self, scopes: Mapping[str, Scope | str] | list[Scope | str], period: str = "daily"
+    ) -> dict[str, Any]:
+        """Spend of several scopes in both currencies, with a breakdown by scope and model."""
+        named = scopes if isinstance(scopes, Mapping) else {str(scope): scope for scope in scopes}
+        rate = self.rates.current()
+        summaries = {name: await self.get_spend(scope, period) for name, scope in named.items()}
+        total = sum(summary.cost_nano_usd for summary in summaries.values())
+        return {
+            "total_cost_usd": total / NANO,
+            "total_cost_askii_coins": float(nano_to_coins(total, rate)),
+            "exchange_rate": rate.value,
+            "breakdown": [
+                {
+                    "scope": name,
+                    "model": model,
+                    "cost_usd": cost,
+                    "cost_askii_coins": cost * rate.value,
+                    "tokens": summary.tokens_by_model[model],
+                }
+                for name, summary in summaries.items()
+                for model, cost in summary.by_model.items()
+            ],
+        }
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,101 @@
+"""`askii serve` as an application: the middleware in front of the streaming proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from typing import TYPE_CHECKING
+
+from .errors import ConfigurationError, StoreError
+from .middleware import AskiiMiddleware
+from .settings import Settings, describe, limits_nothing, load_settings
+from .tracker import get_cost_tracker
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from .tracker import CostTracker
+
+logger = logging.getLogger(__name__)
+
+METRICS_PATH = "/metrics"
+OWN_PATHS = ("/healthz", "/readyz")
+
+
+def create_app() -> ASGIApp:
+    """The gateway of this process's settings; what each worker of `askii serve` runs."""
+    return gateway(load_settings())
+
+
+def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
+    """Middleware and proxy as the settings describe them. Raises ConfigurationError, MissingExtraError."""
+    from .gateway import Proxy, Upstream, gateway_app  # noqa: PLC0415 - the extra `gateway` is needed only here
+
+    if not settings.upstreams:
+        raise ConfigurationError("no upstream: give --upstream URL, or [upstreams.NAME] with a url in askii.toml")
+    tracker = tracker if tracker is not None else get_cost_tracker(settings)
+    tables = settings.upstreams
+    proxy = Proxy(
+        [
+            Upstream(
+                name=name,
+                url=table.url,
+                api_key=table.api_key.get_secret_value() if table.api_key else None,
+                models=() if table.models == ("*",) else table.models,
+                provider=table.provider or name,
+            )
+            for name, table in tables.items()
+        ],
+        max_connections=min(table.max_connections for table in tables.values()),
+        connect_timeout_s=min(table.connect_timeout_s for table in tables.values()),
+        first_byte_timeout_s=max(table.read_timeout_s for table in tables.values()),
+        idle_timeout_s=max(table.read_timeout_s for table in tables.values()),
+    )
+
+    async def ready() -> bool:
+        try:
+            await tracker.ping()
+        except StoreError as error:
+            logger.warning("not ready: %s", error)
+            return False
+        return True
+
+    routes = settings.routes.model_copy(update={"exempt": (*settings.routes.exempt, *OWN_PATHS)})
+    return AskiiMiddleware(
+        gateway_app(proxy, ready), tracker=tracker, settings=settings.model_copy(update={"routes": routes})
+    )
+
+
+def with_metrics(settings: Settings, host: str) -> Settings:
+    """The settings with `/metrics` served, where that shows nothing to strangers: on loopback, or behind a token.
+
+    Raises ConfigurationError where a path was asked for beyond loopback without a token.
+    """
+    if is_loopback(host) or settings.metrics_token is not None:
+        return settings.model_copy(update={"metrics_path": settings.metrics_path or METRICS_PATH})
+    if settings.metrics_path is not None:
+        raise ConfigurationError(
+            f"metrics_path: {host} is reachable from outside, so metrics_token is needed (or leave metrics_path out)"
+        )
+    logger.warning("no metrics are served beyond loopback without metrics_token")
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listening address is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def start_lines(settings: Settings) -> list[str]:
+    """What a start says: the configuration in one line, and what should worry its reader."""
+    lines = [describe(settings)]
+    if limits_nothing(settings):
+        lines.append("warning: no budget limits anything; add [[budgets]] or run askii budget set")
+    if "key" in settings.identity.sources and not settings.keys and settings.default_tenant is None:
+        lines.append("warning: no key is declared and there is no default_tenant; askii keys add makes one")
+    return lines

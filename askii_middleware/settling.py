@@ -1,0 +1,241 @@
+"""What a call costs in the end. Pure: the table of endings, the bill, the record and the settlement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from .budgets import scope_text
+from .currency import split_coins
+from .records import CallOutcome, Charge, UsageCounts, UsageRecord, encode_settled_part
+from .stores.base import AggregateRow, Settlement
+from .usage import Report, TokenUsage
+
+if TYPE_CHECKING:
+    from .calls import Call
+    from .pricing import Price
+
+AGGREGATED = ("key", "user", "team")
+"""Identity fields that get aggregates of their own besides the tenant's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a call ended, as its edge saw it.
+
+    Attributes:
+        status: the HTTP status the application answered with; None where it never began to answer.
+        complete: the answer's last byte was handed to the server.
+        client_left: the client went away before that.
+        called: the application has read the whole request, so a provider may have been called.
+    """
+
+    status: int | None = None
+    complete: bool = False
+    client_left: bool = False
+    called: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is to be charged. `usage` None: nothing, the hold is released. `deferred`: nothing yet."""
+
+    usage: TokenUsage | None
+    outcome: CallOutcome = "completed"
+    estimated: bool = False
+    deferred: bool = False
+
+
+RELEASE = Verdict(usage=None)
+DEFERRED = Verdict(usage=None, deferred=True)
+
+
+def judge(call: Call, report: Report, ending: Ending) -> Verdict:
+    """Every way out of a call, decided once.
+
+    Reported usage is always charged, raised to what visibly passed where the answer broke off after it. Without any:
+    a complete answer costs what passed, else the hold; one whose client left, the prompt as estimated and what
+    passed; one that broke off, the prompt's bound and what passed; an error answer, or none at all, costs nothing.
+    """
+    refused = ending.status is not None and ending.status >= 400
+    whole = report.finished or (ending.complete and not report.failed)
+    outcome: CallOutcome = "completed"
+    if not whole:
+        outcome = "client_disconnected" if ending.client_left else "upstream_error"
+    elif refused or report.failed:
+        outcome = "upstream_error"
+    if report.usage is not None:
+        if report.finished or refused:
+            return Verdict(usage=report.usage, outcome=outcome)
+        usage, raised = _at_least(report.usage, report.visible_tokens)
+        return Verdict(usage=usage, outcome=outcome, estimated=raised or not whole)
+    if refused or (ending.status is None and not (ending.client_left and ending.called)):
+        return RELEASE
+    if report.deferred:
+        return DEFERRED
+    passed = report.visible_tokens
+    if ending.client_left and not whole:
+        return Verdict(usage=TokenUsage(input=call.spec.input_estimate, output=passed), outcome=outcome, estimated=True)
+    if not whole:
+        return Verdict(usage=TokenUsage(input=call.input_bound, output=passed), outcome=outcome, estimated=True)
+    if passed:
+        return Verdict(usage=TokenUsage(input=call.spec.input_estimate, output=passed), outcome=outcome, estimated=True)
+    return Verdict(usage=TokenUsage(input=call.input_bound, output=call.output_bound), outcome=outcome, estimated=True)
+
+
+def _at_least(usage: TokenUsage, output_tokens: int) -> tuple[TokenUsage, bool]:
+    """A cumulative usage from mid-stream, raised to what visibly passed since it was reported."""
+    missing = output_tokens - usage.output_tokens
+    if missing <= 0:
+        return usage, False
+    fields = {name: getattr(usage, name) for name in usage.__struct_fields__}
+    fields["output"] += missing
+    return TokenUsage(**fields), True
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens of one model and the price they are charged at; None: no price is known."""
+
+    model: str
+    price: Price | None
+    usage: TokenUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """The exact charge of a call: each part is priced from its whole usage and rounded once."""
+
+    nano_usd: int
+    charges: tuple[Charge, ...]
+    unpriced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What a call's end comes to, before it is written."""
+
+    verdict: Verdict
+    parts: tuple[Part, ...] = ()
+    billed: Billed = Billed(0, (), False)  # noqa: RUF009 - immutable
+    flagged: bool = False
+    """The served model has no price; the requested one's was used."""
+    service_tier: str | None = None
+    provider_request_id: str | None = None
+
+
+def bill(parts: Sequence[Part]) -> Billed:
+    """Price every part at its own model. Buckets of further models carry the model's name before a colon."""
+    charges: list[Charge] = []
+    total, unpriced = 0, False
+    for index, part in enumerate(parts):
+        if part.price is None:
+            unpriced = True
+            continue
+        priced = part.price.charge(part.usage)
+        total += priced.nano_usd
+        unpriced = unpriced or priced.unpriced
+        charges.extend(
+            priced.charges
+            if index == 0
+            else (
+                Charge(bucket=f"{part.model}:{c.bucket}", quantity=c.quantity, nano_usd=c.nano_usd)
+                for c in priced.charges
+            )
+        )
+    return Billed(total, tuple(charges), unpriced)
+
+
+def timestamp_text(at_s: float) -> str:
+    """RFC 3339 in UTC with milliseconds, as records carry it."""
+    ms = int(at_s * 1000 + 0.5)
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def build(
+    call: Call,
+    parts: Sequence[Part],
+    billed: Billed,
+    *,
+    subscription: str,
+    price_version: str,
+    ending_status: int | None = None,
+    outcome: CallOutcome = "completed",
+    estimated: bool = False,
+    flagged: bool = False,
+    service_tier: str | None = None,
+    provider_request_id: str | None = None,
+    duration_ms: float = 0.0,
+    provider: str = "",
+) -> tuple[UsageRecord, Settlement]:
+    """The record of a finished call and the settlement that writes it. Pure, so a journal can hold the result."""
+    usages = [part.usage for part in parts]
+    counts = UsageCounts(
+        input_tokens=sum(u.input_tokens for u in usages),
+        output_tokens=sum(u.output_tokens for u in usages),
+        cached_input_tokens=sum(u.cached_input_tokens for u in usages),
+        cache_write_tokens=sum(u.cache_write_tokens for u in usages),
+        reasoning_tokens=sum(u.reasoning for u in usages),
+        audio_input_tokens=sum(u.audio_input_tokens for u in usages),
+        audio_output_tokens=sum(u.output_audio for u in usages),
+    )
+    identity, spec = call.identity, call.spec
+    served = parts[0].model if parts else call.model
+    record = UsageRecord(
+        call_id=call.id,
+        timestamp=timestamp_text(call.admitted_at_s),
+        tenant=identity.tenant,
+        subscription=subscription,
+        key=identity.key,
+        user=identity.user,
+        team=identity.team,
+        end_user=identity.end_user,
+        tags=identity.tags,
+        metadata=dict(spec.metadata),
+        api=spec.api,
+        provider=provider,
+        deployment=spec.deployment,
+        requested_model=spec.model,
+        served_model=served,
+        fallback_reason=call.fallback_reason,
+        service_tier=service_tier,
+        provider_request_id=provider_request_id,
+        stream=spec.stream,
+        outcome=outcome,
+        status=ending_status,
+        estimated=estimated,
+        anomalous=flagged or any(u.anomalous for u in usages),
+        unpriced=billed.unpriced,
+        duration_ms=duration_ms,
+        usage=counts,
+        charges=billed.charges,
+        cost_nano_usd=billed.nano_usd,
+        price_version=price_version,
+        exchange_rate=call.rate.value,
+    )
+    coins, pico = split_coins(billed.nano_usd, call.rate)
+    return record, Settlement(
+        call_id=call.id,
+        admitted_at_s=call.admitted_at_s,
+        cost_nano_usd=billed.nano_usd,
+        matches=call.matches,
+        windows=call.windows,
+        rate=call.rate.ratio,
+        subscription=subscription,
+        coins=coins,
+        pico_coins=pico,
+        tenant=identity.tenant,
+        aggregates=tuple(_aggregates(record)),
+        record=encode_settled_part(record),
+    )
+
+
+def _aggregates(record: UsageRecord) -> Iterable[AggregateRow]:
+    row = (record.served_model, record.provider, 1, record.usage.input_tokens, record.usage.output_tokens)
+    yield AggregateRow(scope_text({"tenant": record.tenant}), *row, record.cost_nano_usd)
+    for name in AGGREGATED:
+        value = getattr(record, name)
+        if value is not None:
+            yield AggregateRow(scope_text({name: value}), *row, record.cost_nano_usd)

@@ -1,0 +1,325 @@
+"""The ledger's interface. Every method is one atomic operation, idempotent by call id, and asynchronous.
+
+Amounts are integer nano-USD (10⁻⁹ USD). Times are Unix seconds of the store's own clock. A method that cannot reach
+its engine raises StoreError and has changed nothing, or everything: repeating it with the same id is always safe.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ..admission import Admission, BudgetState, Match, ReserveRequest, Window
+from ..budgets import Budget
+from ..errors import StoreError
+
+
+class StaleFormsError(StoreError):
+    """The request was built from outdated budget forms: load them again and retry. Nothing was changed."""
+
+
+class DeadWorkerError(StoreError):
+    """The request's worker has no live heartbeat, so its hold would not count: send a heartbeat (under a new name if
+    that answers False) and retry. Nothing was changed.
+    """
+
+
+class AggregateRow(NamedTuple):
+    """What one settlement adds to one scope's hourly aggregate."""
+
+    scope: str
+    model: str
+    provider: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a store writes when a call ends, in one transaction. Self-contained, so it can wait in a journal.
+
+    Attributes:
+        call_id: the hold it replaces; a second settlement of one id changes nothing.
+        admitted_at_s: the moment the call belongs to.
+        cost_nano_usd: the charge to every counter of the hold, in full, even above the limit. A credit is negative.
+        matches, windows: where to charge if there is no hold (a call admitted unheld, or `record_usage`). A window
+            that is missing here is computed, so that a charge always finds its counters.
+        rate: as in ReserveRequest.
+        subscription: whose coin carry the fraction goes to.
+        coins, pico_coins: the exact charge in coins, split into whole coins and 10⁻¹² coin.
+        tenant: orders and partitions delivery.
+        aggregates: rows to add up under the hour of `admitted_at_s`.
+        record: the usage record as a JSON object without its last two members, `late` and `askii_coins`, which only
+            the store knows.
+    """
+
+    call_id: str
+    admitted_at_s: float
+    cost_nano_usd: int
+    matches: tuple[Match, ...]
+    windows: dict[str, tuple[Window, Window]]
+    rate: tuple[int, int]
+    subscription: str
+    coins: int
+    pico_coins: int
+    tenant: str
+    aggregates: tuple[AggregateRow, ...]
+    record: bytes
+
+
+class Settled(NamedTuple):
+    """The answer to a settlement."""
+
+    coins: int
+    """Whole coins to bill for this call: its own and what overflowed from the carry."""
+    late: bool
+    """The call had a hold that no longer counted (expired, lost or released), so the charge may stand above the
+    limit. False for a call that never had one.
+    """
+    duplicate: bool
+    """The call was settled before; `coins` and `late` are those of the first time."""
+
+
+class Entry(NamedTuple):
+    """One record on its way to one sink."""
+
+    seq: int
+    call_id: str
+    tenant: str
+    record: bytes
+    """The complete usage record as JSON."""
+    attempts: int
+
+
+class Outcome(NamedTuple):
+    """What became of one entry: delivered, dead (with the reason), or due again."""
+
+    seq: int
+    result: str
+    """`delivered`, `dead` or `again`."""
+    reason: str = ""
+    after_s: float = 0.0
+
+
+class DeadLetter(NamedTuple):
+    """An entry a sink will never take as it is."""
+
+    seq: int
+    call_id: str
+    tenant: str
+    reason: str
+    attempts: int
+    first_attempt_s: float
+    last_attempt_s: float
+    record: bytes
+
+
+class Lease(NamedTuple):
+    """The right to deliver to one sink, fenced by `token`: a later lease makes every earlier token void."""
+
+    token: int
+    retry_at_s: float
+    """Do not send before this moment (a back-off that survives restarts); 0 when free to send."""
+    failures: int
+    """How many sends in a row have failed."""
+
+
+class SpendRow(NamedTuple):
+    """Aggregated spend of one scope on one model and provider."""
+
+    model: str
+    provider: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int
+
+
+class Totals(NamedTuple):
+    """What the whole ledger holds, for reconciliation."""
+
+    calls: int
+    """Settled calls, from the aggregates of `tenant=` scopes."""
+    cost_nano_usd: int
+    """Sum of their charges, from the same aggregates."""
+    records: int
+    records_nano_usd: int
+    """Sum of `cost_nano_usd` over the stored records, read from the records themselves."""
+    held_nano_usd: int
+    """Sum of the live holds' amounts, each counted once for a call."""
+    lost: int
+    """Holds of dead workers, never settled. The rows are kept for 8 days."""
+
+
+class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key of ours, without its secret."""
+
+    id: str
+    sha256: str
+    """Hex digest of the secret."""
+    tenant: str
+    user: str | None = None
+    team: str | None = None
+    tags: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """Allowed models by canonical name; empty: all."""
+    expires_at_s: float | None = None
+    revoked: bool = False
+
+
+class Store(ABC):
+    """A ledger. See the module's docstring for what all methods promise."""
+
+    url: str
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect and bring the schema up to date. Raises StoreError; may be called again."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what runs and disconnect."""
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Raise StoreError unless the ledger can be read and written."""
+
+    # Admission ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def forms(self) -> tuple[int, list[tuple[str, str, str]]]:
+        """The version of the stored budgets' forms and the forms: `(shape joined by commas, period, zone)`."""
+
+    @abstractmethod
+    async def reserve(self, request: ReserveRequest) -> Admission:
+        """Hold for the first candidate that fits, on all its lines, or on none. Counts only live holds: those whose
+        worker's heartbeat and whose own deadline have not run out.
+
+        A call that was admitted before gets its first answer again (once it is settled: without `states`), even if
+        its hold is gone by now; a denial leaves no trace and is decided anew. The hold named by `replaces` is looked
+        through while deciding and released if the new one is admitted; on denial it stays as it was.
+
+        Raises StaleFormsError, DeadWorkerError, and StoreError for amounts a counter cannot hold.
+        """
+
+    @abstractmethod
+    async def settle(self, settlement: Settlement) -> Settled:
+        """Replace a hold by its charge and write record, aggregates, carry and outbox entry. Without a hold of that
+        id, charge `matches`. An expired, released or lost call is charged all the same, where its hold was; only a
+        settled one is a duplicate. Raises StoreError, and changes nothing, if a counter would leave its range of
+        2**53 - 1 nano-USD.
+        """
+
+    @abstractmethod
+    async def release(self, call_id: str) -> None:
+        """Drop a hold. No hold, or one already settled: nothing happens. A lost one is lost no more: its end is
+        known.
+        """
+
+    @abstractmethod
+    async def heartbeat(self, worker: str, ttl_s: float) -> bool:
+        """Keep a worker's holds alive for `ttl_s` from now, mark the holds of dead workers as lost, and prune a bounded
+        number of old rows. False: this worker's own heartbeat had run out, its holds have expired, and it must go on
+        under a new name.
+        """
+
+    # Budgets, keys, reading -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def set_budget(self, budget: Budget) -> None:
+        """Store a budget; it wins over a declared one with the same key. Spend is kept."""
+
+    @abstractmethod
+    async def remove_budget(self, key: str) -> bool:
+        """Forget a stored budget (a declared one applies again). False if there was none."""
+
+    @abstractmethod
+    async def budgets(self) -> list[Budget]:
+        """All stored budgets, by key."""
+
+    @abstractmethod
+    async def status(
+        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[BudgetState]:
+        """The lines that bind a call with these matches, now. Holds nothing. Missing windows are computed."""
+
+    @abstractmethod
+    async def put_key(self, row: KeyRow) -> None:
+        """Store or replace a key by its id."""
+
+    @abstractmethod
+    async def keys(self) -> list[KeyRow]:
+        """All stored keys, by id."""
+
+    @abstractmethod
+    async def find_key(self, sha256: str) -> KeyRow | None:
+        """The stored key with this digest."""
+
+    @abstractmethod
+    async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
+        """Aggregates of a scope (text form) over whole hours that begin in [start, end)."""
+
+    @abstractmethod
+    async def totals(self) -> Totals:
+        """Sums over the whole ledger."""
+
+    @abstractmethod
+    async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
+        """Stored usage records in the order of settlement, from after `after_seq`. A store in memory keeps the newest
+        100,000 and those that a sink still waits for.
+        """
+
+    @abstractmethod
+    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
+        """The tenants with the highest spend in `window` from the aggregates, `(tenant, nano-USD)`, at most `limit`,
+        highest first. `period` only names the window.
+        """
+
+    # Outbox ---------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def register_sinks(self, names: Sequence[str]) -> None:
+        """Give each new sink its place at the end of the outbox; known sinks keep theirs."""
+
+    @abstractmethod
+    async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
+        """Take or renew the right to deliver to a sink; None while another owner's lease runs. A renewal by the same
+        owner keeps its token. `ttl_s` 0 gives the lease back. Like the other outbox methods, raises StoreError for a
+        sink that was not registered.
+        """
+
+    @abstractmethod
+    async def fetch(self, sink: str, limit: int) -> list[Entry]:
+        """The next entries for a sink: those due again first, then new ones in the order of settlement. A tenant's
+        entries keep their order among first deliveries.
+        """
+
+    @abstractmethod
+    async def acknowledge(
+        self, sink: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float = 0.0, failures: int = 0
+    ) -> bool:
+        """Write what became of entries, and the sink's back-off. Entries without an outcome stay where they are.
+        False, and nothing written, if `token` is no longer the newest. Outcomes of entries that do not exist, or that
+        were delivered before, change nothing.
+        """
+
+    @abstractmethod
+    async def pending(self) -> dict[str, int]:
+        """How many entries wait for each registered sink (dead letters not counted)."""
+
+    @abstractmethod
+    async def dead_letters(self, sink: str, limit: int = 100) -> list[DeadLetter]:
+        """Entries a sink has rejected for good."""
+
+    @abstractmethod
+    async def retry_dead(self, sink: str) -> int:
+        """Make a sink's dead letters due again; how many."""
+
+
+def complete_record(record: bytes, *, late: bool, coins: int) -> bytes:
+    """The record with the two members only the store knows, in the place a usage record has them: at its end."""
+    return record[:-1] + b',"late":%s,"askii_coins":%d}' % (b"true" if late else b"false", coins)

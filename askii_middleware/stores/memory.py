@@ -1,0 +1,318 @@
+"""A ledger in this process's memory: for tests, demonstrations and single-process tools. It ends with the process.
+
+No method suspends, so every operation is atomic on one event loop; it is not for use from several threads. All checks
+stand before the first change, so an operation that raises has changed nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import msgspec
+
+from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window
+from ..budgets import Budget, Scope
+from ..errors import StoreError
+from .base import (
+    DeadLetter,
+    Entry,
+    KeyRow,
+    Lease,
+    Outcome,
+    Settled,
+    Settlement,
+    SpendRow,
+    Store,
+    Totals,
+    complete_record,
+)
+from .memory_holds import Hold, HoldBook
+from .memory_outbox import MemoryOutbox
+from .rules import (
+    MARKER_S,
+    admit,
+    carry,
+    check_amount,
+    check_forms,
+    check_worker,
+    form_of,
+    hour_of,
+    hours,
+    is_tenant,
+    lines_of,
+    state_of,
+)
+
+MARKERS_PRUNED = 10_000
+
+Totalled = dict[tuple[str, str], list[int]]
+"""By (model, provider): requests, input tokens, output tokens, nano-USD."""
+
+
+class _Done(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a settled call. Many live long, so the garbage collector is not to walk them."""
+
+    at_s: float
+    coins: int
+    late: bool
+    candidate: int
+    admitted_at_s: float
+
+
+class MemoryStore(Store):
+    """See `Store`. Settled calls are remembered for 24 hours, counters as long as the contract says, aggregates as
+    long as the process lives.
+    """
+
+    url = "memory://"
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._book = HoldBook()
+        self._done: dict[str, _Done] = {}
+        self._carries: dict[str, int] = {}
+        self._aggregates: dict[int, dict[str, Totalled]] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._terms: dict[str, BudgetTerms] = {}
+        self._forms: Counter[tuple[str, str, str]] = Counter()
+        self._forms_version = 0
+        self._keys: dict[str, KeyRow] = {}
+        self._key_ids: dict[str, str] = {}
+        self._outbox = MemoryOutbox()
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def ping(self) -> None:
+        pass
+
+    # Admission ---------------------------------------------------------------------------------------------------
+
+    async def forms(self) -> tuple[int, list[tuple[str, str, str]]]:
+        return self._forms_version, sorted(self._forms)
+
+    async def reserve(self, request: ReserveRequest) -> Admission:
+        now_s = self._clock()
+        book = self._book
+        known = book.holds.get(request.call_id)
+        if known is not None:
+            return known.answer
+        done = self._done.get(request.call_id)
+        if done is not None:
+            return Admission(candidate=done.candidate, admitted_at_s=done.admitted_at_s)
+        check_forms(request, self._forms_version)
+        check_worker(request.worker, book.workers.get(request.worker), now_s)
+        lapsed = book.lapsed(now_s)
+        away = [hold for _, hold in lapsed]
+        old = book.holds.get(request.replaces) if request.replaces is not None else None
+        if old is not None and book.is_live(old, now_s):
+            away.append(old)
+        admission, lines = admit(request, self._terms, book.reader(now_s, away), now_s)
+
+        for call_id, _ in lapsed:
+            book.fade(call_id, "expired", now_s)
+        if admission.candidate is not None:
+            if request.replaces is not None:
+                book.fade(request.replaces, "released", now_s)
+            hold = Hold(
+                request.worker,
+                request.candidates[admission.candidate].hold_nano_usd,
+                now_s + request.deadline_s,
+                tuple([(line.counter, line.end_s) for line in lines]),
+                admission,
+                request.about,
+            )
+            book.place(request.call_id, hold)
+        return admission
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        now_s = self._clock()
+        call_id, cost = settlement.call_id, settlement.cost_nano_usd
+        hold = self._book.holds.get(call_id)
+        if hold is None:
+            done = self._done.get(call_id)
+            if done is not None:
+                return Settled(done.coins, done.late, duplicate=True)
+            lines = lines_of(
+                settlement.matches,
+                self._terms,
+                settlement.windows,
+                settlement.admitted_at_s,
+                settlement.rate,
+                compute=True,
+            )
+            counters = tuple([(line.counter, line.end_s) for line in lines])
+            late, candidate, admitted_at_s = False, 0, settlement.admitted_at_s
+        else:
+            counters = hold.counters
+            late = not self._book.is_live(hold, now_s)
+            candidate, admitted_at_s = hold.answer.candidate or 0, hold.answer.admitted_at_s
+        check_amount(cost, "a charge")
+        for key, _ in counters:
+            known = self._book.counters.get(key)
+            if known is not None:
+                check_amount(known.spent + cost, key)
+        coins, rest = carry(self._carries.get(settlement.subscription, 0), settlement)
+        record = complete_record(settlement.record, late=late, coins=coins)
+
+        self._carries[settlement.subscription] = rest
+        for key, end_s in counters:
+            self._book.counter(key, end_s).spent += cost
+        if hold is not None:
+            self._book.lift(hold)
+            del self._book.holds[call_id]
+        self._aggregate(settlement)
+        self._outbox.append(call_id, settlement.tenant, record)
+        self._done[call_id] = _Done(now_s, coins, late, candidate, admitted_at_s)
+        return Settled(coins, late, duplicate=False)
+
+    async def release(self, call_id: str) -> None:
+        self._book.fade(call_id, "released", self._clock())
+
+    async def heartbeat(self, worker: str, ttl_s: float) -> bool:
+        now_s = self._clock()
+        alive = self._book.heartbeat(worker, ttl_s, now_s)
+        self._book.prune(now_s)
+        for call_id, done in list(islice(self._done.items(), MARKERS_PRUNED)):
+            if done.at_s + MARKER_S > now_s:
+                break
+            del self._done[call_id]
+        return alive
+
+    # Budgets, keys, reading -----------------------------------------------------------------------------------------
+
+    async def set_budget(self, budget: Budget) -> None:
+        terms = budget.terms
+        before = set(self._forms)
+        self._forget(budget.key)
+        self._budgets[budget.key], self._terms[budget.key] = budget, terms
+        self._forms[form_of(budget)] += 1
+        self._forms_version += set(self._forms) != before
+
+    async def remove_budget(self, key: str) -> bool:
+        before = set(self._forms)
+        found = self._forget(key)
+        self._forms_version += set(self._forms) != before
+        return found
+
+    def _forget(self, key: str) -> bool:
+        budget = self._budgets.pop(key, None)
+        if budget is None:
+            return False
+        del self._terms[key]
+        form = form_of(budget)
+        self._forms[form] -= 1
+        if not self._forms[form]:
+            del self._forms[form]
+        return True
+
+    async def budgets(self) -> list[Budget]:
+        return [self._budgets[key] for key in sorted(self._budgets)]
+
+    async def status(
+        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[BudgetState]:
+        now_s = self._clock()
+        read = self._book.reader(now_s, [hold for _, hold in self._book.lapsed(now_s)])
+        lines = lines_of(matches, self._terms, windows, now_s, rate, compute=True)
+        return [state_of(line, read(line.counter)) for line in lines]
+
+    async def put_key(self, row: KeyRow) -> None:
+        if self._key_ids.get(row.sha256, row.id) != row.id:
+            raise StoreError(f"key {row.id!r}: another key has the same secret")
+        known = self._keys.get(row.id)
+        if known is not None:
+            del self._key_ids[known.sha256]
+        self._keys[row.id] = row
+        self._key_ids[row.sha256] = row.id
+
+    async def keys(self) -> list[KeyRow]:
+        return [self._keys[key] for key in sorted(self._keys)]
+
+    async def find_key(self, sha256: str) -> KeyRow | None:
+        key_id = self._key_ids.get(sha256)
+        return None if key_id is None else self._keys[key_id]
+
+    def _aggregate(self, settlement: Settlement) -> None:
+        scopes = self._aggregates.setdefault(hour_of(settlement.admitted_at_s), {})
+        for scope, model, provider, *added in settlement.aggregates:
+            totalled = scopes.setdefault(scope, {}).setdefault((model, provider), [0, 0, 0, 0])
+            for place, count in enumerate(added):
+                totalled[place] += count
+
+    def _between(self, start_s: float, end_s: float) -> list[dict[str, Totalled]]:
+        first, last = hours(start_s, end_s)
+        return [scopes for hour, scopes in self._aggregates.items() if first <= hour < last]
+
+    async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
+        sums: Totalled = {}
+        for scopes in self._between(start_s, end_s):
+            for kind, row in scopes.get(scope, {}).items():
+                sums[kind] = [a + b for a, b in zip(sums.get(kind, [0, 0, 0, 0]), row, strict=True)]
+        return [SpendRow(*kind, *sums[kind]) for kind in sorted(sums)]
+
+    async def totals(self) -> Totals:
+        now_s = self._clock()
+        rows = [
+            row
+            for scopes in self._aggregates.values()
+            for scope, totalled in scopes.items()
+            if is_tenant(scope)
+            for row in totalled.values()
+        ]
+        holds = self._book.holds.values()
+        records, records_nano_usd = self._outbox.totals()
+        return Totals(
+            calls=sum(row[0] for row in rows),
+            cost_nano_usd=sum(row[3] for row in rows),
+            records=records,
+            records_nano_usd=records_nano_usd,
+            held_nano_usd=sum(hold.nano_usd for hold in holds if self._book.is_live(hold, now_s)),
+            lost=sum(hold.state == "lost" for hold in holds),
+        )
+
+    async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
+        return self._outbox.records(after_seq, limit)
+
+    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
+        del period
+        sums: dict[str, int] = {}
+        for scopes in self._between(window.start_s, window.end_s):
+            for scope, totalled in scopes.items():
+                if is_tenant(scope):
+                    sums[scope] = sums.get(scope, 0) + sum(row[3] for row in totalled.values())
+        highest = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[: max(limit, 0)]
+        return [(Scope.parse(scope).tenant or "", cost) for scope, cost in highest]
+
+    # Outbox ---------------------------------------------------------------------------------------------------------
+
+    async def register_sinks(self, names: Sequence[str]) -> None:
+        self._outbox.register(names)
+
+    async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
+        return self._outbox.lease(sink, owner, ttl_s, self._clock())
+
+    async def fetch(self, sink: str, limit: int) -> list[Entry]:
+        return self._outbox.fetch(sink, limit, self._clock())
+
+    async def acknowledge(
+        self, sink: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float = 0.0, failures: int = 0
+    ) -> bool:
+        return self._outbox.acknowledge(
+            sink, token, outcomes, retry_at_s=retry_at_s, failures=failures, now_s=self._clock()
+        )
+
+    async def pending(self) -> dict[str, int]:
+        return self._outbox.pending()
+
+    async def dead_letters(self, sink: str, limit: int = 100) -> list[DeadLetter]:
+        return self._outbox.dead_letters(sink, limit)
+
+    async def retry_dead(self, sink: str) -> int:
+        return self._outbox.retry_dead(sink, self._clock())

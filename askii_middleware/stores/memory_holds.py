@@ -1,0 +1,161 @@
+"""Counters, holds and the leases of workers of a ledger in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+
+from ..admission import Admission
+from .rules import COUNTER_S, MARKER_S, Amounts
+
+PRUNED_AT_ONCE = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class Counter:
+    end_s: int
+    spent: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+    """By worker: the sum its open calls hold, so that reading walks workers and not calls."""
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    worker: str
+    nano_usd: int
+    until_s: float
+    """The hold's deadline; once it is released, expired or lost: how long it is remembered."""
+    counters: tuple[tuple[str, int], ...]
+    """Key and window end of each counter it stands on."""
+    answer: Admission
+    about: bytes
+    state: str = "held"
+    """`held`, and when it no longer counts `released`, `expired` (deadline) or `lost` (worker)."""
+
+
+class HoldBook:
+    """Invariant: a counter's held sums are those of the holds in state `held`, and every worker with such a hold is
+    in `workers`, alive or not yet buried.
+    """
+
+    def __init__(self) -> None:
+        self.counters: dict[str, Counter] = {}
+        self.holds: dict[str, Hold] = {}
+        self.workers: dict[str, float] = {}
+        """Until when each worker's heartbeat lasts."""
+        self._buried: dict[str, float] = {}
+        self._ends: list[tuple[int, str]] = []
+        self._deadlines: list[tuple[float, str]] = []
+        self._fading: dict[str, deque[str]] = {"released": deque(), "expired": deque(), "lost": deque()}
+        """Call ids whose hold no longer counts, in the order in which they will be forgotten."""
+
+    def is_live(self, hold: Hold, now_s: float) -> bool:
+        return hold.state == "held" and hold.until_s > now_s and self.workers[hold.worker] > now_s
+
+    def counter(self, key: str, end_s: int) -> Counter:
+        counter = self.counters.get(key)
+        if counter is None:
+            counter = self.counters[key] = Counter(end_s)
+            heappush(self._ends, (end_s, key))
+        return counter
+
+    def reader(self, now_s: float, away: Sequence[Hold]) -> Callable[[str], Amounts]:
+        """Reads counters as if the holds in `away` were not there."""
+        counters, workers = self.counters, self.workers
+
+        def read(key: str) -> Amounts:
+            counter = counters.get(key)
+            if counter is None:
+                return 0, 0
+            held = 0
+            for worker, nano_usd in counter.held.items():
+                if workers[worker] > now_s:
+                    held += nano_usd
+            for hold in away:
+                for name, _ in hold.counters:
+                    if name == key:
+                        held -= hold.nano_usd
+            return counter.spent, held
+
+        return read
+
+    def lapsed(self, now_s: float) -> list[tuple[str, Hold]]:
+        """The holds that a living worker let run past their deadline. Changes nothing that counts."""
+        deadlines = self._deadlines
+        if not deadlines or deadlines[0][0] > now_s:
+            return []
+        passed = []
+        while deadlines and deadlines[0][0] <= now_s:
+            entry = heappop(deadlines)
+            hold = self.holds.get(entry[1])
+            if hold is not None and hold.state == "held":
+                passed.append((entry, hold))
+        for entry, _ in passed:
+            heappush(deadlines, entry)
+        return [(entry[1], hold) for entry, hold in passed if self.workers[hold.worker] > now_s]
+
+    def place(self, call_id: str, hold: Hold) -> None:
+        self.holds[call_id] = hold
+        heappush(self._deadlines, (hold.until_s, call_id))
+        if hold.nano_usd:
+            for key, end_s in hold.counters:
+                held = self.counter(key, end_s).held
+                held[hold.worker] = held.get(hold.worker, 0) + hold.nano_usd
+
+    def lift(self, hold: Hold) -> None:
+        """Take a hold off its counters, if it still stands there."""
+        if hold.state == "held" and hold.nano_usd:
+            for key, _ in hold.counters:
+                held = self.counters[key].held
+                left = held[hold.worker] - hold.nano_usd
+                if left:
+                    held[hold.worker] = left
+                else:
+                    del held[hold.worker]
+
+    def fade(self, call_id: str, state: str, now_s: float) -> None:
+        """A hold counts no more, but stays known. No hold, or already released: nothing happens."""
+        hold = self.holds.get(call_id)
+        if hold is not None and hold.state != "released":
+            self.lift(hold)
+            hold.state = state
+            hold.until_s = now_s + (MARKER_S if state == "released" else COUNTER_S)
+            self._fading[state].append(call_id)
+
+    def heartbeat(self, worker: str, ttl_s: float, now_s: float) -> bool:
+        """Renew a lease, or answer False if it has run out; then bury the workers whose lease has."""
+        alive = worker not in self._buried and self.workers.get(worker, now_s + 1) > now_s
+        if alive:
+            self.workers[worker] = now_s + ttl_s
+        dead = [name for name, until_s in self.workers.items() if until_s <= now_s]
+        for name in dead:
+            for call_id, hold in self.holds.items():
+                if hold.worker == name and hold.state in ("held", "expired"):
+                    self.fade(call_id, "lost", now_s)
+            del self.workers[name]
+            self._buried[name] = now_s
+        return alive
+
+    def prune(self, now_s: float) -> None:
+        """Forget what is old enough, a bounded number at a time."""
+        for queue in self._fading.values():
+            for _ in range(min(len(queue), PRUNED_AT_ONCE)):
+                hold = self.holds.get(queue[0])
+                if hold is not None and hold.state != "held":
+                    if hold.until_s > now_s:
+                        break
+                    del self.holds[queue[0]]
+                queue.popleft()
+        for name in [name for name, died_s in self._buried.items() if died_s + COUNTER_S <= now_s]:
+            del self._buried[name]
+        for _ in range(min(len(self._ends), PRUNED_AT_ONCE)):
+            end_s, key = self._ends[0]
+            if end_s + COUNTER_S > now_s or self.counters[key].held:
+                break
+            heappop(self._ends)
+            del self.counters[key]
+        if len(self._deadlines) > 2 * len(self.holds) + PRUNED_AT_ONCE:
+            self._deadlines = [(h.until_s, call_id) for call_id, h in self.holds.items() if h.state == "held"]
+            heapify(self._deadlines)

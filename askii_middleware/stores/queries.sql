@@ -1,0 +1,252 @@
+-- Every statement of the SQLite ledger. `-- name:` begins one; sqlite_sql.py reads them. A statement runs alone only
+-- where its method says so; all others run inside the transaction that BEGIN IMMEDIATE opened.
+
+-- Admission -----------------------------------------------------------------------------------------------------------
+
+-- name: look
+-- All that a reserve asks before it looks at money.
+SELECT
+    (SELECT value FROM meta WHERE name = 'forms_version'),
+    (SELECT alive_until_s FROM workers WHERE worker = ?1 AND buried_s IS NULL),
+    (SELECT answer FROM holds WHERE call_id = ?2),
+    EXISTS (SELECT 1 FROM records WHERE call_id = ?2),
+    EXISTS (SELECT 1 FROM holds WHERE state = 'held' AND until_s <= ?3)
+
+-- name: settled
+SELECT candidate, admitted_at_s, record FROM records WHERE call_id = ?
+
+-- name: terms
+SELECT limit_nano_usd, limit_coins, zone, enabled FROM budgets WHERE key = ?
+
+-- name: amounts
+-- Spent, and held by workers that live.
+SELECT
+    coalesce(sum(nano_usd) FILTER (WHERE worker = ''), 0),
+    coalesce(sum(nano_usd) FILTER (WHERE worker <> ''), 0)
+FROM counters
+WHERE counter = ?1 AND (worker = '' OR EXISTS (
+    SELECT 1 FROM workers
+    WHERE workers.worker = counters.worker AND alive_until_s > ?2 AND buried_s IS NULL
+))
+
+-- name: lapsed
+-- Holds that a living worker let run past their deadline: `amounts` still counts them. Those of dead workers wait for
+-- their burial.
+SELECT call_id, worker, nano_usd, counters FROM holds JOIN workers USING (worker)
+WHERE state = 'held' AND until_s <= ?1 AND alive_until_s > ?1 AND buried_s IS NULL
+
+-- name: hold
+SELECT state, until_s, worker, nano_usd, counters, candidate, admitted_at_s, (
+    SELECT alive_until_s FROM workers WHERE workers.worker = holds.worker AND buried_s IS NULL
+) FROM holds WHERE call_id = ?
+
+-- name: place
+INSERT INTO holds (call_id, state, until_s, worker, nano_usd, counters, candidate, admitted_at_s, answer, about)
+VALUES (?, 'held', ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: fade
+UPDATE holds SET state = ?2, until_s = ?3 WHERE call_id = ?1
+
+-- name: drop
+DELETE FROM holds WHERE call_id = ?
+
+-- name: add
+-- A charge or a hold. The CHECK refuses what would leave a counter's range.
+INSERT INTO counters (counter, worker, nano_usd, end_s) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd
+
+-- name: take
+-- The end of a hold. Its row is there, by the invariant of `counters`.
+UPDATE counters SET nano_usd = nano_usd - ?3 WHERE counter = ?1 AND worker = ?2
+
+-- Settlement ----------------------------------------------------------------------------------------------------------
+
+-- name: carried
+SELECT pico_coins FROM carries WHERE subscription = ?
+
+-- name: carry
+INSERT INTO carries (subscription, pico_coins) VALUES (?, ?)
+ON CONFLICT DO UPDATE SET pico_coins = excluded.pico_coins
+
+-- name: aggregate
+INSERT INTO aggregates VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET
+    requests = requests + excluded.requests,
+    input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens,
+    cost_nano_usd = cost_nano_usd + excluded.cost_nano_usd
+
+-- name: record
+INSERT INTO records (call_id, tenant, candidate, admitted_at_s, record) VALUES (?, ?, ?, ?, ?)
+
+-- Workers and upkeep --------------------------------------------------------------------------------------------------
+
+-- name: worker
+SELECT alive_until_s, buried_s FROM workers WHERE worker = ?
+
+-- name: beat
+INSERT INTO workers (worker, alive_until_s) VALUES (?, ?)
+ON CONFLICT DO UPDATE SET alive_until_s = excluded.alive_until_s
+
+-- name: dead
+SELECT worker FROM workers WHERE alive_until_s <= ? AND buried_s IS NULL
+
+-- name: bury
+UPDATE workers SET buried_s = ?2 WHERE worker = ?1
+
+-- name: lose
+-- Through the index on state: settled calls are not here, so this walks the open calls only.
+UPDATE holds SET state = 'lost', until_s = ?2 WHERE state IN ('held', 'expired') AND worker = ?1
+
+-- name: unhold
+DELETE FROM counters WHERE worker = ?
+
+-- name: prune_holds
+DELETE FROM holds WHERE call_id IN (
+    SELECT call_id FROM holds WHERE state IN ('expired', 'lost', 'released') AND until_s <= ? LIMIT 500
+)
+
+-- name: prune_counters
+-- A row that still holds something stays, so that its invariant does.
+DELETE FROM counters WHERE (counter, worker) IN (
+    SELECT counter, worker FROM counters WHERE end_s <= ? AND (worker = '' OR nano_usd = 0) LIMIT 500
+)
+
+-- name: prune_workers
+DELETE FROM workers WHERE worker IN (SELECT worker FROM workers WHERE buried_s <= ? LIMIT 500)
+
+-- name: touch
+UPDATE meta SET value = value + 1 WHERE name = 'touched'
+
+-- Budgets and keys ----------------------------------------------------------------------------------------------------
+
+-- name: forms_version
+SELECT value FROM meta WHERE name = 'forms_version'
+
+-- name: forms
+SELECT DISTINCT shape, period, zone FROM budgets ORDER BY shape, period, zone
+
+-- name: has_form
+SELECT EXISTS (SELECT 1 FROM budgets WHERE shape = ? AND period = ? AND zone = ?)
+
+-- name: form_of
+SELECT shape, period, zone FROM budgets WHERE key = ?
+
+-- name: new_forms
+UPDATE meta SET value = value + 1 WHERE name = 'forms_version'
+
+-- name: set_budget
+INSERT OR REPLACE INTO budgets (key, shape, period, zone, limit_nano_usd, limit_coins, enabled, budget)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: remove_budget
+DELETE FROM budgets WHERE key = ?
+
+-- name: budgets
+SELECT budget FROM budgets ORDER BY key
+
+-- name: put_key
+INSERT INTO keys (id, sha256, row) VALUES (?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET sha256 = excluded.sha256, row = excluded.row
+
+-- name: keys
+SELECT row FROM keys ORDER BY id
+
+-- name: find_key
+SELECT row FROM keys WHERE sha256 = ?
+
+-- Reading -------------------------------------------------------------------------------------------------------------
+
+-- name: spend
+-- Walks the hours that exist, and looks the scope up in each.
+WITH RECURSIVE hours (hour) AS (
+    SELECT min(hour) FROM aggregates WHERE hour >= ?2
+    UNION ALL
+    SELECT (SELECT min(hour) FROM aggregates WHERE hour > hours.hour) FROM hours WHERE hour < ?3
+)
+SELECT model, provider, sum(requests), sum(input_tokens), sum(output_tokens), sum(cost_nano_usd)
+FROM hours CROSS JOIN aggregates USING (hour)
+WHERE scope = ?1 AND hour < ?3
+GROUP BY model, provider ORDER BY model, provider
+
+-- name: tenant_spend
+SELECT scope, sum(cost_nano_usd) AS cost FROM aggregates
+WHERE hour >= ? AND hour < ? AND scope >= 'tenant=' AND scope < 'tenant>' AND instr(scope, ',') = 0
+GROUP BY scope ORDER BY cost DESC, scope LIMIT ?
+
+-- name: totals
+-- Both sides of the account, each from its own rows.
+WITH tenants AS (
+    SELECT requests, cost_nano_usd FROM aggregates
+    WHERE scope >= 'tenant=' AND scope < 'tenant>' AND instr(scope, ',') = 0
+)
+SELECT
+    (SELECT coalesce(sum(requests), 0) FROM tenants),
+    (SELECT coalesce(sum(cost_nano_usd), 0) FROM tenants),
+    (SELECT count(*) FROM records),
+    (SELECT coalesce(sum(json_extract(CAST(record AS TEXT), '$.cost_nano_usd')), 0) FROM records),
+    (SELECT coalesce(sum(nano_usd), 0) FROM holds JOIN workers USING (worker)
+        WHERE state = 'held' AND until_s > ?1 AND alive_until_s > ?1 AND buried_s IS NULL),
+    (SELECT count(*) FROM holds WHERE state = 'lost')
+
+-- name: records
+SELECT seq, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?
+
+-- Outbox --------------------------------------------------------------------------------------------------------------
+
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM records
+
+-- name: register_sink
+INSERT OR IGNORE INTO sinks (sink, position) VALUES (?, (SELECT coalesce(max(seq), 0) FROM records))
+
+-- name: sink
+SELECT position, token, owner, lease_until_s, retry_at_s, failures FROM sinks WHERE sink = ?
+
+-- name: lease
+UPDATE sinks SET owner = ?2, token = ?3, lease_until_s = ?4 WHERE sink = ?1
+
+-- name: due
+SELECT seq, call_id, tenant, record, attempts FROM aside JOIN records USING (seq)
+WHERE sink = ?1 AND state = 'again' AND due_s <= ?2 ORDER BY due_s, seq LIMIT ?3
+
+-- name: fresh
+SELECT seq, call_id, tenant, record, 0 FROM records
+WHERE seq > ?2 AND seq NOT IN (SELECT seq FROM aside WHERE sink = ?1 AND seq > ?2) ORDER BY seq LIMIT ?3
+
+-- name: aside_ahead
+SELECT seq FROM aside WHERE sink = ? AND seq > ?
+
+-- name: aside_states
+SELECT seq, state FROM aside WHERE sink = ?1 AND seq IN (SELECT value FROM json_each(?2))
+
+-- name: put_aside
+INSERT INTO aside VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?6)
+ON CONFLICT DO UPDATE SET
+    state = excluded.state,
+    due_s = excluded.due_s,
+    attempts = attempts + 1,
+    reason = excluded.reason,
+    last_attempt_s = excluded.last_attempt_s
+
+-- name: take_back
+DELETE FROM aside WHERE sink = ? AND seq = ?
+
+-- name: forget_delivered
+DELETE FROM aside WHERE sink = ?1 AND seq <= ?2 AND state = 'delivered'
+
+-- name: advance
+UPDATE sinks SET position = ?2, retry_at_s = ?3, failures = ?4 WHERE sink = ?1
+
+-- name: pending
+SELECT sink, (SELECT coalesce(max(seq), 0) FROM records) - position
+    - (SELECT count(*) FROM aside WHERE aside.sink = sinks.sink AND seq > position)
+    + (SELECT count(*) FROM aside WHERE aside.sink = sinks.sink AND state = 'again')
+FROM sinks
+
+-- name: dead_letters
+SELECT seq, call_id, tenant, reason, attempts, first_attempt_s, last_attempt_s, record
+FROM aside JOIN records USING (seq) WHERE sink = ? AND state = 'dead' ORDER BY seq LIMIT ?
+
+-- name: retry_dead
+UPDATE aside SET state = 'again', due_s = ?2 WHERE sink = ?1 AND state = 'dead'

@@ -1,0 +1,226 @@
+"""A ledger in one SQLite file, which several worker processes on one machine share."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from ..admission import Admission, BudgetState, Match, ReserveRequest, Window
+from ..budgets import Budget, Scope
+from ..errors import StoreError
+from . import sqlite_ledger as ledger
+from . import sqlite_outbox as outbox
+from .base import (
+    DeadLetter,
+    Entry,
+    KeyRow,
+    Lease,
+    Outcome,
+    Settled,
+    Settlement,
+    SpendRow,
+    Store,
+    Totals,
+)
+from .rules import form_of, hours
+from .sqlite_database import Database
+from .sqlite_sql import SQL
+
+_encode = msgspec.json.Encoder().encode
+_decode_key = msgspec.json.Decoder(KeyRow).decode
+
+
+class SQLiteStore(Store):
+    """See `Store`. Committed operations survive the death of the process; with `sqlite_sync="full"` also the loss of
+    power, at the price of a wait for the disk in each.
+
+    Args:
+        path: the file; created if it does not exist. Its directory must exist.
+        sqlite_sync: `normal` or `full`.
+        lock_timeout_s: how long an operation waits for other processes before it raises StoreError.
+        clock: Unix seconds; the same for all processes of the machine.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        sqlite_sync: str = "normal",
+        lock_timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.url = f"sqlite:///{path}"
+        self._clock = clock
+        self._db = Database(path, full_sync=sqlite_sync == "full", lock_timeout_s=lock_timeout_s)
+
+    async def open(self) -> None:
+        await self._db.open()
+
+    async def close(self) -> None:
+        await self._db.close()
+
+    async def ping(self) -> None:
+        await self._db.write(lambda db: db.execute(SQL["touch"]))
+
+    # Admission ---------------------------------------------------------------------------------------------------
+
+    async def forms(self) -> tuple[int, list[tuple[str, str, str]]]:
+        return await self._db.read(
+            lambda db: (db.execute(SQL["forms_version"]).fetchone()[0], db.execute(SQL["forms"]).fetchall())
+        )
+
+    async def reserve(self, request: ReserveRequest) -> Admission:
+        return await self._db.write(lambda db: ledger.reserve(db, request, self._clock()))
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        return await self._db.write(lambda db: ledger.settle(db, settlement, self._clock()))
+
+    async def release(self, call_id: str) -> None:
+        await self._db.write(lambda db: ledger.release(db, call_id, self._clock()))
+
+    async def heartbeat(self, worker: str, ttl_s: float) -> bool:
+        alive = await self._db.write(lambda db: ledger.beat(db, worker, ttl_s, self._clock()))
+        await self._db.write_aside(lambda db: ledger.tend(db, self._clock()))
+        return alive
+
+    # Budgets, keys, reading -----------------------------------------------------------------------------------------
+
+    async def set_budget(self, budget: Budget) -> None:
+        await self._db.write(lambda db: _set_budget(db, budget))
+
+    async def remove_budget(self, key: str) -> bool:
+        return await self._db.write(lambda db: _remove_budget(db, key))
+
+    async def budgets(self) -> list[Budget]:
+        rows = await self._db.read_aside(lambda db: db.execute(SQL["budgets"]).fetchall())
+        return [_budget(row[0]) for row in rows]
+
+    async def status(
+        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[BudgetState]:
+        return await self._db.read(lambda db: ledger.status(db, matches, windows, rate, self._clock()))
+
+    async def put_key(self, row: KeyRow) -> None:
+        await self._db.write(lambda db: _put_key(db, row))
+
+    async def keys(self) -> list[KeyRow]:
+        rows = await self._db.read_aside(lambda db: db.execute(SQL["keys"]).fetchall())
+        return [_decode_key(row[0]) for row in rows]
+
+    async def find_key(self, sha256: str) -> KeyRow | None:
+        return await self._db.read(lambda db: _find_key(db, sha256))
+
+    async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
+        rows = await self._db.read_aside(
+            lambda db: db.execute(SQL["spend"], (scope, *hours(start_s, end_s))).fetchall()
+        )
+        return [SpendRow(*row) for row in rows]
+
+    async def totals(self) -> Totals:
+        row = await self._db.read_aside(lambda db: db.execute(SQL["totals"], (self._clock(),)).fetchone())
+        return Totals(*row)
+
+    async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
+        return await self._db.read_aside(lambda db: db.execute(SQL["records"], (after_seq, max(limit, 0))).fetchall())
+
+    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
+        del period
+        asked = (*hours(window.start_s, window.end_s), max(limit, 0))
+        rows = await self._db.read_aside(lambda db: db.execute(SQL["tenant_spend"], asked).fetchall())
+        return [(Scope.parse(scope).tenant or "", cost) for scope, cost in rows]
+
+    # Outbox ---------------------------------------------------------------------------------------------------------
+
+    async def register_sinks(self, names: Sequence[str]) -> None:
+        await self._db.write(lambda db: db.executemany(SQL["register_sink"], [(name,) for name in names]))
+
+    async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
+        return await self._db.write(lambda db: outbox.lease(db, sink, owner, ttl_s, self._clock()))
+
+    async def fetch(self, sink: str, limit: int) -> list[Entry]:
+        return await self._db.read_aside(lambda db: outbox.fetch(db, sink, limit, self._clock()))
+
+    async def acknowledge(
+        self, sink: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float = 0.0, failures: int = 0
+    ) -> bool:
+        return await self._db.write(
+            lambda db: outbox.acknowledge(
+                db, sink, token, outcomes, retry_at_s=retry_at_s, failures=failures, now_s=self._clock()
+            )
+        )
+
+    async def pending(self) -> dict[str, int]:
+        return await self._db.read(lambda db: dict(db.execute(SQL["pending"])))
+
+    async def dead_letters(self, sink: str, limit: int = 100) -> list[DeadLetter]:
+        return await self._db.read_aside(lambda db: outbox.dead_letters(db, sink, limit))
+
+    async def retry_dead(self, sink: str) -> int:
+        return await self._db.write(lambda db: outbox.retry_dead(db, sink, self._clock()))
+
+
+def _set_budget(db: sqlite3.Connection, budget: Budget) -> None:
+    terms = budget.terms
+    before = db.execute(SQL["form_of"], (budget.key,)).fetchone()
+    form = form_of(budget)
+    known = _has_form(db, form)
+    db.execute(
+        SQL["set_budget"],
+        (budget.key, *form, terms.limit_nano_usd, terms.limit_coins, terms.enabled, _budget_json(budget)),
+    )
+    if not known or (before is not None and not _has_form(db, before)):
+        db.execute(SQL["new_forms"])
+
+
+def _remove_budget(db: sqlite3.Connection, key: str) -> bool:
+    form = db.execute(SQL["form_of"], (key,)).fetchone()
+    if form is None:
+        return False
+    db.execute(SQL["remove_budget"], (key,))
+    if not _has_form(db, form):
+        db.execute(SQL["new_forms"])
+    return True
+
+
+def _has_form(db: sqlite3.Connection, form: tuple[str, str, str]) -> bool:
+    return bool(db.execute(SQL["has_form"], form).fetchone()[0])
+
+
+def _budget_json(budget: Budget) -> str:
+    def text(limit: object) -> str | None:
+        return None if limit is None else str(limit)
+
+    return _encode(
+        {
+            "scope": str(budget.scope),
+            "limit_usd": text(budget.limit_usd),
+            "limit_coins": text(budget.limit_coins),
+            "period": budget.period,
+            "zone": budget.zone,
+            "alert_at": budget.alert_at,
+            "enabled": budget.enabled,
+        }
+    ).decode()
+
+
+def _budget(text: str) -> Budget:
+    row = msgspec.json.decode(text)
+    for name in ("limit_usd", "limit_coins"):
+        row[name] = None if row[name] is None else Decimal(row[name])
+    return Budget(**{**row, "alert_at": tuple(row["alert_at"])})
+
+
+def _put_key(db: sqlite3.Connection, row: KeyRow) -> None:
+    known = _find_key(db, row.sha256)
+    if known is not None and known.id != row.id:
+        raise StoreError(f"key {row.id!r}: another key has the same secret")
+    db.execute(SQL["put_key"], (row.id, row.sha256, _encode(row)))
+
+
+def _find_key(db: sqlite3.Connection, sha256: str) -> KeyRow | None:
+    row = db.execute(SQL["find_key"], (sha256,)).fetchone()
+    return None if row is None else _decode_key(row[0])

@@ -1,0 +1,32 @@
+"""What SQLite's errors mean for whoever runs the ledger."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ..errors import StoreError
+
+_ADVICE = {
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: create its directory and let this user write there, or correct the URL",
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database: move that file away, or name another in the URL",
+    sqlite3.SQLITE_CORRUPT: "is damaged: stop all workers and restore it from a backup, or use sqlite3's .recover",
+    sqlite3.SQLITE_READONLY: "is read-only: let this user write to the file and to its directory",
+    sqlite3.SQLITE_PERM: "is not accessible: let this user write to the file and to its directory",
+    sqlite3.SQLITE_FULL: "cannot grow, the disk is full: free some space",
+    sqlite3.SQLITE_IOERR: "cannot be read or written, the disk reports an error",
+    sqlite3.SQLITE_BUSY: "is locked by another process",
+    sqlite3.SQLITE_LOCKED: "is locked by another process",
+    sqlite3.SQLITE_CONSTRAINT: "refused an amount: a counter holds at most 2**53 - 1 nano-USD",
+}
+
+
+class BusyError(StoreError):
+    """Another connection is writing; trying again soon is enough."""
+
+
+def explain(path: str, error: sqlite3.Error) -> StoreError:
+    """Our error for one of SQLite's, which says what to do."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    kind = BusyError if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else StoreError
+    advice = _ADVICE.get(code)
+    return kind(f"the ledger {path} {advice} ({error})" if advice else f"the ledger {path} failed: {error}")

@@ -1,0 +1,24 @@
+"""The SQL files of the SQLite ledger: schema steps, and statements by name."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def _lines(name: str) -> list[str]:
+    return (files(__package__) / name).read_text("utf-8").splitlines()
+
+
+def _statements() -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for line in _lines("queries.sql"):
+        if line.startswith("-- name: "):
+            found[line.removeprefix("-- name: ")] = body = []
+        elif line and not line.startswith("--"):
+            body.append(line)
+    return {name: "\n".join(body) for name, body in found.items()}
+
+
+SQL = _statements()
+STEPS = ("\n".join(_lines("schema.sql")),)
+"""Scripts that each bring the schema one version further, the first from nothing to version 1."""
