@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import socket
 import sys
+import threading
+import time
 from typing import Any
 
-from .errors import MissingExtraError
-from .serving import start_lines, with_metrics
+from .errors import ConfigurationError, MissingExtraError
+from .serving import gateway, start_lines, with_metrics
 from .settings import Settings, check_workers, load_settings
 
 FACTORY = "askii_middleware.serving:create_app"
+ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked about, not chosen
+"""Listening addresses that nobody can connect to, and those that reach the same socket."""
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -27,23 +33,52 @@ def serve(arguments: argparse.Namespace) -> int:
         overrides["upstreams"] = {"openai" if not arguments.provider else arguments.provider: table}
     settings = with_metrics(load_settings(arguments.config, **overrides), arguments.host)
     check_workers(settings, arguments.workers)
+    # Built also where only the workers use it: what is wrong is said once, here, and no worker starts in vain.
+    app = gateway(settings)
+    port = _bindable_port(arguments.host, arguments.port)
     for line in start_lines(settings):
         print(line, file=sys.stderr)
-    _hand_over(settings, arguments.config, overrides)
-    place = f"http://{arguments.host}:{arguments.port}"
-    print(f"askii: serving on {place}", file=sys.stderr)
+    several = arguments.workers > 1
+    if several:
+        _hand_over(settings, arguments.config, overrides)
+    threading.Thread(target=_announce, args=(arguments.host, port), daemon=True).start()
     uvicorn.run(
-        FACTORY,
-        factory=True,
+        FACTORY if several else app,
+        factory=several,
         host=arguments.host,
-        port=arguments.port,
-        workers=arguments.workers if arguments.workers > 1 else None,
+        port=port,
+        workers=arguments.workers if several else None,
         log_level="warning",
         access_log=False,
         server_header=False,
         date_header=False,
     )
     return 0
+
+
+def _bindable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ConfigurationError where nobody can listen there."""
+    if not 0 <= port <= 65_535:
+        raise ConfigurationError(f"a port is a number from 0 to 65535, not {port}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            number: int = probe.getsockname()[1]
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+    return number
+
+
+def _announce(host: str, port: int) -> None:
+    """Say once that the gateway is ready: when it, or the first of its workers, takes connections."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((ANYWHERE.get(host, host), port), timeout=1):
+            break
+        time.sleep(0.02)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"askii: serving on http://{shown}:{port}", file=sys.stderr, flush=True)
 
 
 def _hand_over(settings: Settings, config: str | None, overrides: dict[str, Any]) -> None:

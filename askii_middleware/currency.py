@@ -152,7 +152,8 @@ def nano_to_coins(nano_usd: int, rate: Rate) -> Decimal:
 
 def nano_to_coins_text(nano_usd: int, rate: Rate) -> str:
     """Nano-USD in coins as a decimal string, exact to 10⁻¹² coin."""
-    return _plain(nano_to_coins(nano_usd, rate))
+    coins, pico = split_coins(nano_usd, rate)
+    return f"{coins}.{pico:012d}".rstrip("0") if pico else str(coins)
 
 
 def _plain(value: Decimal) -> str:

@@ -118,8 +118,10 @@ class DeliveryLoop:
             for task in tasks:
                 task.cancel()
             if tasks:
-                await asyncio.wait(tasks, timeout=CLOSE_S)
-                await asyncio.gather(*(worker.give_back() for worker in self.workers))
+                ended, _ = await asyncio.wait(tasks, timeout=CLOSE_S)
+                # A sink that resists its cancellation may still be sending: its lease has to run out.
+                quiet = [worker for worker, task in zip(self.workers, tasks, strict=True) if task in ended]
+                await asyncio.gather(*(worker.give_back() for worker in quiet))
 
 
 def _ignore(sink: str, result: str, records: int) -> None:

@@ -34,7 +34,8 @@ never hide the healthy records behind them.
 """
 CLOSE_S = 5.0
 """How long giving back a lease, or ending a cancelled send, may take."""
-_MAX_PAUSE_S = 3600.0
+MAX_PAUSE_S = 3600.0
+"""The longest pause a sink can ask for."""
 _ALARM_EVERY_S = 60.0
 
 
@@ -106,6 +107,7 @@ class SinkWorker:
         """Set while a wake changes nothing: in a pause, or while another process has the lease."""
         self._asked = self._answered = 0
         """Flushes asked for, and those whose round has ended with nothing more to do."""
+        self._answer = False
         self._flush_until_s = 0.0
         self._quiet = asyncio.Event()
 
@@ -123,12 +125,15 @@ class SinkWorker:
         while self._answered < mine:
             self._quiet.clear()
             await self._quiet.wait()
-        return self._drained
+        return self._answer
 
     async def run(self) -> None:
         """Rounds for ever. Ends only by cancellation."""
         while True:
             asked = self._asked
+            self._wake.clear()
+            self._urgent.clear()
+            self._deaf = False
             try:
                 wait_s = await self.round()
                 self._store_failures = 0
@@ -144,13 +149,11 @@ class SinkWorker:
                 await asyncio.sleep(0)
                 continue
             if not self._deaf or self._token is None or self._o.clock() + wait_s > self._flush_until_s:
-                self._answered = asked
+                self._answered, self._answer = asked, self._drained
                 self._quiet.set()
             await self._sleep(wait_s)
 
     async def _sleep(self, wait_s: float) -> None:
-        if self._deaf and self._asked == self._answered:
-            self._wake.clear()
         try:
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()
@@ -158,9 +161,6 @@ class SinkWorker:
                 await self._urgent.wait()
         except TimeoutError:
             pass
-        self._wake.clear()
-        self._urgent.clear()
-        self._deaf = False
 
     async def round(self) -> float:
         """One look at the outbox, and what follows from it. Returns the seconds until the next; 0: there is more.
@@ -177,7 +177,7 @@ class SinkWorker:
                 return self._o.idle_s
             items, broken = _decode(entries)
             if broken:
-                await self._write(broken)
+                await self._write(broken, keep=True)
             first = [item for item in items if item.entry.attempts == 0]
             later = [item for item in items if item.entry.attempts > 0]
             # New records first: they show whether the sink works at all, and must not wait for the troubled ones.
@@ -214,9 +214,11 @@ class SinkWorker:
             self._token, self._retry_at_s, self._failures = lease
 
     def _pause_left_s(self) -> float:
-        left_s = min(self._retry_at_s - self._o.clock(), _MAX_PAUSE_S)
-        self._deaf = left_s > 0
-        return max(left_s, 0.0)
+        now_s = self._o.clock()
+        # Further away than any pause can be: the clock was set back. Without the bound it would be waited for.
+        self._retry_at_s = min(self._retry_at_s, now_s + MAX_PAUSE_S)
+        self._deaf = self._retry_at_s > now_s
+        return max(self._retry_at_s - now_s, 0.0)
 
     async def _send(self, items: list[_Item], *, first: bool) -> bool:
         """Send a batch and write down what became of it. False: the sink is paused."""
@@ -241,8 +243,13 @@ class SinkWorker:
         paused: _Tried | None = None
         misses = 0
         while parts and misses < ISOLATE_MISSES and paused is None:
+            was_alive = self._alive
             tried = await self._try(parts.pop())
             await self._write(tried.outcomes, keep=True)
+            if self._alive and not was_alive:
+                # The sink may have come back just now: what failed alone before that gets another chance.
+                parts += _parts(alone, 1)
+                alone, misses = [], 0
             if tried.delivery.pause_s is None:
                 continue
             misses += 1
@@ -322,7 +329,7 @@ class SinkWorker:
         """
         failures, retry_at_s = (self._failures, self._retry_at_s) if keep else (0, 0.0)
         if paused is not None:
-            pause_s = paused.delivery.pause_s or BACK_OFF
+            pause_s = min(paused.delivery.pause_s or BACK_OFF, MAX_PAUSE_S)
             failures = self._failures
             if pause_s == BACK_OFF:
                 failures = 1 if self._alive else failures + 1

@@ -69,7 +69,8 @@ class Proxy:
         upstreams: where requests go; at least one.
         max_connections: calls at once; the next is refused with 503.
         connect_timeout_s: for resolving, connecting and TLS.
-        first_byte_timeout_s: from the request's last byte to the first of the answer.
+        first_byte_timeout_s: from the request's last byte to the first of the answer; also how long the request may
+            take to arrive as far as it is needed to choose an upstream.
         idle_timeout_s: the longest pause within an answer, also of a client that does not read it.
         keepalive_s: how long an idle connection is kept. Shorter than the five seconds after which many servers close
             theirs: a POST that meets a closing connection cannot be repeated safely.
@@ -141,47 +142,31 @@ class Proxy:
             return
         self._busy += 1
         try:
-            await self._forward(scope, receive, send)
+            call = Call(
+                receive,
+                send,
+                first_byte_timeout_s=self._first_byte_timeout_s,
+                idle_timeout_s=self._idle_timeout_s,
+            )
+            await call.run(self._ask(scope, call))
         except RefusalError as refusal:
             await _refuse(send, refusal)
         finally:
             self._busy -= 1
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
+    async def _ask(self, scope: Scope, call: Call) -> aiohttp.ClientResponse:
+        """Read the request, as far as needed, and send it to the upstream that serves it."""
+        body = await call.read()
         model: str | None = None
         if self._router.needs_model:
             model = scope.get("state", {}).get("askii_model")
             if model is None and _may_be_json(scope):
-                if more:
-                    whole = await _read_rest(receive, body)
-                    if whole is None:
-                        return
-                    body, more = whole, False
+                body = await _read_rest(call, body)
                 model = _model_in(body)
         route = self._router.pick(model)
         if route is None:
-            what = (
-                "no upstream takes requests without a model" if model is None else f"no upstream serves {model!r:.256}"
-            )
-            raise RefusalError(404, "model_not_found", what, "invalid_request_error")
-        call = Call(
-            receive,
-            send,
-            upstream=route.name,
-            uploads=more,
-            first_byte_timeout_s=self._first_byte_timeout_s,
-            idle_timeout_s=self._idle_timeout_s,
-        )
-        await call.run(self._request(scope, route, body, call.upload(body) if more else None))
-
-    async def _request(
-        self, scope: Scope, route: Route, body: bytes, upload: AsyncIterator[bytes] | None
-    ) -> aiohttp.ClientResponse:
+            what = "requests without a model" if model is None else f"the model {model!r:.256}"
+            raise RefusalError(404, "model_not_found", f"no upstream serves {what}", "invalid_request_error")
         try:
             url = URL(route.target(_raw_path(scope), scope.get("query_string", b"")), encoded=True)
         except BadTargetError as error:
@@ -189,14 +174,15 @@ class Proxy:
         raw_headers = scope["headers"]
         headers = route.request_headers(raw_headers)
         data: bytes | io.BytesIO | AsyncIterator[bytes] | None = body or None
-        if upload is not None:
+        if call.more:
             # With the client's length the upstream sees the same framing; without one it is chunked, as it came.
             headers += [("content-length", value.decode()) for name, value in raw_headers if name == b"content-length"]
-            data = upload
+            data = call.upload(body)
         elif len(body) > _PIECEWISE_BYTES:
             data = io.BytesIO(body)
         if self._client is None:
             self._client = self._client_factory()
+        call.goes_to(route.name)
         return await self._client.request(scope["method"], url, data=data, headers=headers, allow_redirects=False)
 
     def _make_client(self) -> aiohttp.ClientSession:
@@ -259,21 +245,16 @@ def _model_in(body: bytes) -> str | None:
         return None
 
 
-async def _read_rest(receive: Receive, first: bytes) -> bytes | None:
-    """The whole body; None when the client leaves before its end."""
+async def _read_rest(call: Call, first: bytes) -> bytes:
+    """The whole body, which begins with `first`."""
     parts = [first]
     size = len(first)
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
+    while call.more:
+        parts.append(await call.read())
         size += len(parts[-1])
         if size > _MAX_ROUTED_BODY_BYTES:
             raise RefusalError(413, "request_too_large", "the request is too large", "invalid_request_error")
-        more = message.get("more_body", False)
-    return b"".join(parts)
+    return b"".join(parts) if len(parts) > 1 else first
 
 
 async def _refuse(send: Send, refusal: RefusalError, *headers: tuple[bytes, bytes]) -> None:

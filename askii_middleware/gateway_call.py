@@ -27,6 +27,10 @@ _FAILURES = (aiohttp.ClientError, OSError)
 """What the client library raises when an upstream fails or answers with something that is not HTTP."""
 
 
+class ClientLeftError(ConnectionError):
+    """The client went away before its request was whole."""
+
+
 class BrokenAnswerError(AskiiError):
     """An answer stopped after it had begun: the connection to the client must not end cleanly either."""
 
@@ -42,15 +46,14 @@ class RefusalError(AskiiError):
 
 
 class Call:
-    """Carries one answer back to the client.
+    """One request and its answer.
 
     Two things end a call early: its client leaves, or no byte moves for too long. Both close the connection to the
     upstream, which wakes whoever waits for it. A call is never torn out of `send`, behind which a settlement may be
     running, just because its client has left.
 
-    `uploads`: the body has not all arrived, and `upload` will be given to the client library; until it has, only that
-    reads from the client. `first_byte_timeout_s` runs from the last byte of the request, `idle_timeout_s` from the last
-    byte of the answer that moved on.
+    `first_byte_timeout_s` bounds the wait for the request, and then, from its last byte, for the answer to begin;
+    `idle_timeout_s` runs from the last byte of the answer that moved on.
     """
 
     __slots__ = (
@@ -66,48 +69,57 @@ class Call:
         "_sending",
         "_task",
         "_timer",
-        "_uploads",
         "_upstream",
         "_watcher",
+        "more",
     )
 
-    def __init__(
-        self,
-        receive: Receive,
-        send: Send,
-        *,
-        upstream: str,
-        uploads: bool,
-        first_byte_timeout_s: float,
-        idle_timeout_s: float,
-    ) -> None:
+    def __init__(self, receive: Receive, send: Send, *, first_byte_timeout_s: float, idle_timeout_s: float) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a request must be served in a task")
+        self.more = True
+        """The request's body has not arrived to its end. Until it has, only `read` listens to the client."""
         self._task = task
         self._loop = asyncio.get_running_loop()
         self._receive = receive
         self._send = send
-        self._upstream = upstream
+        self._upstream: str | None = None
         self._first_byte_timeout_s = first_byte_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._response: aiohttp.ClientResponse | None = None
         self._ended: Literal["left", "timeout", "over"] | None = None
         self._sending = False
         self._cancelled = False
-        self._uploads = uploads
         self._watcher: asyncio.Task[None] | None = None
         self._deadline_s = self._loop.time() + first_byte_timeout_s
         self._timer = self._loop.call_later(min(WATCH_AFTER_S, first_byte_timeout_s), self._tick)
 
+    async def read(self) -> bytes:
+        """The next part of the request's body. Raises ClientLeftError."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError("the client left before its request was whole")
+        self.more = message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+    def goes_to(self, upstream: str) -> None:
+        """From here on it is this upstream's turn."""
+        self._upstream = upstream
+        self._deadline_s = self._loop.time() + self._first_byte_timeout_s
+
     async def run(self, request: Awaitable[aiohttp.ClientResponse]) -> None:
-        """Await the upstream's answer and pass it on; returns quietly when the client has left.
+        """Await `request` (which reads from the client, and asks an upstream) and pass the answer on. Returns quietly
+        when the client has left.
 
         Raises RefusalError when no answer came, BrokenAnswerError when it did not come whole.
         """
         try:
             self._response = response = await self._answer_to(request)
             await self._pass_on(response)
+        except ClientLeftError:
+            return
         except asyncio.CancelledError:
             if not self._cancelled or self._task.uncancel():
                 raise  # not our doing, or not ours alone
@@ -125,30 +137,31 @@ class Call:
 
     async def upload(self, first: bytes) -> AsyncIterator[bytes]:
         """The request's body as it arrives, beginning with `first`. Runs beside `run`, in the client library's task."""
-        more = True
-        yield first
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
+        if first:
+            yield first
+        while self.more:
+            try:
+                part = await self.read()
+            except ClientLeftError:
                 self._end("left")
-                # Ending the iteration would make half a body look like a whole one.
-                raise ConnectionAbortedError("the client left while it was sending")
-            more = message.get("more_body", False)
-            body: bytes = message.get("body", b"")
-            if body:
-                yield body
+                raise  # ending the iteration would make half a body look like a whole one
+            if part:
+                yield part
             if self._response is None:
                 self._deadline_s = self._loop.time() + self._first_byte_timeout_s
-        self._uploads = False
         self._watch()
 
     async def _answer_to(self, request: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
         try:
             response = await request
+        except ClientLeftError:
+            raise
         except TimeoutError as error:
             raise self._late() from error
         except _FAILURES as error:
-            logger.warning("upstream %r failed: %s: %s", self._upstream, type(error).__name__, error)
+            # The text of some errors repeats the address, whose query may hold a client's key.
+            reason = error.message if isinstance(error, aiohttp.ClientResponseError) else error
+            logger.warning("upstream %r failed: %s: %s", self._upstream, type(error).__name__, reason)
             raise self._unreachable("could not be reached, or did not answer in HTTP") from error
         if response.status == 101:
             response.close()
@@ -182,6 +195,8 @@ class Call:
             message = {"type": "http.response.body", "body": chunk, "more_body": not last}
 
     def _late(self) -> RefusalError:
+        if self._upstream is None:
+            return RefusalError(408, "request_timeout", "the request did not arrive in time", "invalid_request_error")
         return RefusalError(504, "upstream_timeout", f"upstream {self._upstream!r} did not answer in time")
 
     def _unreachable(self, what: str) -> RefusalError:
@@ -197,7 +212,7 @@ class Call:
         self._end("left")
 
     def _tick(self) -> None:
-        if not self._uploads:
+        if not self.more:
             self._watch()
         left_s = self._deadline_s - self._loop.time()
         if left_s <= 0:

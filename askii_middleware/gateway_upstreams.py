@@ -138,8 +138,13 @@ class Route:
 
     def request_headers(self, raw: RawHeaders) -> list[tuple[str, str]]:
         """The client's headers as the upstream gets them: ours added, hop-by-hop and rewritten ones left out."""
-        dropped = self._dropped | named_by_connection(raw)
-        headers = [(_text(name), _text(value)) for name, value in raw if name not in dropped]
+        dropped = self._dropped
+        if named := named_by_connection(raw):
+            dropped |= named
+        try:
+            headers = [(name.decode(), value.decode()) for name, value in raw if name not in dropped]
+        except UnicodeDecodeError:
+            headers = [(_text(name), _text(value)) for name, value in raw if name not in dropped]
         if self._forwards_credentials:
             own = OWN_KEY_PREFIX.decode()
             headers = [(n, v) for n, v in headers if own not in v or n.encode() not in CREDENTIALS]

@@ -1,13 +1,15 @@
 """Prometheus metrics with bounded labels.
 
-Children are looked up once for each label set and kept; beyond `max_series` of a metric, further label sets fold into
-`other`. Budget gauges are read from the store at scrape time, so every worker gives the same answer.
+Beyond `max_series` of a metric, further label sets fold into `other`. What a call adds is summed up in plain numbers
+and handed to the client library when it is scraped, or every few seconds, because a call should not pay for a dozen
+locked counters. Budget gauges are read from the store at scrape time, so every worker gives the same answer.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -57,6 +59,29 @@ class _Bounded:
         self._metric.clear()
 
 
+class _Durations:
+    """Observations of one histogram child, summed up until `flush`."""
+
+    def __init__(self, histogram: Histogram, phase: str) -> None:
+        self._child = histogram.labels(phase)
+        self._counts = [0] * (len(OVERHEAD_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(OVERHEAD_BUCKETS, seconds)] += 1
+        self._sum += seconds
+
+    def flush(self) -> None:
+        """The client library observes one value at a time only; its buckets take sums just as well."""
+        counts, total = self._counts, self._sum
+        self._counts, self._sum = [0] * len(counts), 0.0
+        for bucket, count in zip(self._child._buckets, counts, strict=True):  # noqa: SLF001
+            if count:
+                bucket.inc(count)
+        if total:
+            self._child._sum.inc(total)  # noqa: SLF001
+
+
 def _label(value: str) -> str:
     return value if len(value) <= MAX_LABEL_CHARS else value[:MAX_LABEL_CHARS]
 
@@ -100,8 +125,10 @@ class Metrics:
             buckets=OVERHEAD_BUCKETS,
             registry=self.registry,
         )
-        self._admit_seconds = overhead.labels("admit")
-        self._settle_seconds = overhead.labels("settle")
+        self._admit_seconds = _Durations(overhead, "admit")
+        self._settle_seconds = _Durations(overhead, "settle")
+        self._calls: dict[tuple[str, str, str, str], list[float]] = {}
+        """By model, tenant, outcome and API: calls, input and output tokens, USD and coins since the last flush."""
         self._tenant_gauges = {
             name: self._gauge(name, text, "tenant_id")
             for name, text in (
@@ -131,14 +158,18 @@ class Metrics:
         """Count a finished call; also one whose charge waits in the journal (`settled` None)."""
         if settled is not None and settled.duplicate:
             return
-        model, tenant, usage = record.served_model, record.tenant, record.usage
-        if usage.input_tokens:
-            self._tokens(model, "input", tenant).inc(usage.input_tokens)
-        if usage.output_tokens:
-            self._tokens(model, "output", tenant).inc(usage.output_tokens)
-        self._cost(model, tenant).inc(record.cost_nano_usd / NANO)
-        self._coins(model, tenant).inc(record.cost_nano_usd / NANO * record.exchange_rate)
-        self._requests(record.outcome, record.api).inc()
+        key = (record.served_model, record.tenant, record.outcome, record.api)
+        sums = self._calls.get(key)
+        if sums is None:
+            if len(self._calls) >= self._max_series:
+                self.flush()
+            sums = self._calls[key] = [0, 0, 0, 0.0, 0.0]
+        usd = record.cost_nano_usd / NANO
+        sums[0] += 1
+        sums[1] += record.usage.input_tokens
+        sums[2] += record.usage.output_tokens
+        sums[3] += usd
+        sums[4] += usd * record.exchange_rate
         if record.estimated:
             self._flags("estimated").inc()
         if record.anomalous:
@@ -148,6 +179,20 @@ class Metrics:
         if settled is not None and settled.late:
             self._flags("late").inc()
         self._settle_seconds.observe(seconds)
+
+    def flush(self) -> None:
+        """Hand what was summed up to the client library."""
+        calls, self._calls = self._calls, {}
+        for (model, tenant, outcome, api), (count, entering, leaving, usd, coins) in calls.items():
+            if entering:
+                self._tokens(model, "input", tenant).inc(entering)
+            if leaving:
+                self._tokens(model, "output", tenant).inc(leaving)
+            self._cost(model, tenant).inc(usd)
+            self._coins(model, tenant).inc(coins)
+            self._requests(outcome, api).inc(count)
+        self._admit_seconds.flush()
+        self._settle_seconds.flush()
 
     def released(self, api: str) -> None:
         self._requests("released", api).inc()
@@ -214,6 +259,7 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
+        self.flush()
         encoder, content_type = choose_encoder(accept)
         registry = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

@@ -268,7 +268,7 @@ class AskiiMiddleware:
     ) -> None:
         call = context.call
         assert call is not None
-        inject = request.stream and not request.usage_requested and api.can_inject_usage and self._injects(call.model)
+        inject = self._injects(call.model) and api.injects_usage(request, call.model)
         change = Rewrite(
             model=call.model if call.model != request.model or b"model" not in plain else None,
             output_limit=call.write_output_limit,
@@ -348,7 +348,8 @@ def _spec(api: Api, request: CallRequest, model: str) -> CallSpec:
         kind=api.kind,
         provider=api.provider,
         input_tokens=request.input_bound,
-        input_estimate=request.input_estimate,
+        # About four bytes a token, where the parser does not know better: a call without usage is never free.
+        input_estimate=request.input_estimate or -(-request.input_bound // 4),
         output_tokens=None if limit is None else limit * request.choices,
         choices=request.choices,
         remote_input=request.remote_input,

@@ -132,6 +132,7 @@ class Session:
         while True:
             try:
                 await self.ready()
+                self._metrics.flush()
                 await self.beat()
                 await self._writer.replay()
                 await self._writer.adopt_orphans()

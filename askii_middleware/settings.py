@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -50,6 +51,10 @@ __all__ = [
 
 PREFIX = "ASKII_"
 DEFAULT_FILE = "askii.toml"
+_SERVICE_LINK = re.compile(
+    r"ASKII_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_\w+|PORT(?==\w+://))=.*", re.DOTALL
+)
+"""What Kubernetes puts into every container's environment for a Service called `askii` or `askii-…`."""
 
 
 class Settings(BaseSettings):
@@ -175,8 +180,8 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
 class _TomlFile(PydanticBaseSettingsSource):
     """The file named by a layer above, which must exist, or `askii.toml` of the working directory, which may."""
 
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - fixed by the base
-        return None, field_name, False
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the base wants it for sources that are asked field by field
 
     def __call__(self) -> dict[str, Any]:
         named = self.current_state.get("config")
@@ -198,11 +203,13 @@ class _TomlFile(PydanticBaseSettingsSource):
 
 def _refuse_unknown_variables() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {RATE_VARIABLE}
-    unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
     lines = [
         f"{name}: unknown variable{meant(name.upper(), known)}"
-        for name in sorted(unknown)
-        if not name.upper().startswith(f"{PREFIX}TEST_")
+        for name, value in sorted(os.environ.items())
+        if name.upper().startswith(PREFIX)
+        and name.upper() not in known
+        and not name.upper().startswith(f"{PREFIX}TEST_")
+        and not _SERVICE_LINK.fullmatch(f"{name}={value}")
     ]
     if lines:
         raise ConfigurationError("\n".join(lines))
@@ -225,8 +232,8 @@ def describe(settings: Settings, *, budgets: int | None = None, keys: int | None
         f"enforcement {settings.enforcement}, "
         f"identity {', '.join(s if isinstance(s, str) else 'callable' for s in settings.identity.sources)}, "
         f"sinks {', '.join(settings.sinks.names) or 'none'}, "
-        f"{len(settings.budgets) if budgets is None else budgets} budgets, "
-        f"{len(settings.keys) if keys is None else keys} keys"
+        f"budgets {len(settings.budgets) if budgets is None else budgets}, "
+        f"keys {len(settings.keys) if keys is None else keys}"
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askii_middleware.delivery import DeliveryLoop
-from askii_middleware.delivery_worker import ISOLATE_AFTER, MAX_ATTEMPTS
+from askii_middleware.delivery_worker import ISOLATE_AFTER, MAX_ATTEMPTS, MAX_PAUSE_S
 from askii_middleware.errors import ConfigurationError, StoreError
 from askii_middleware.records import UsageRecord
 from askii_middleware.sinks.base import BACK_OFF, DELIVERED, KEPT, Delivery, Sink, Verdict
@@ -206,9 +207,7 @@ async def test_success_ends_the_back_off(store: Store, clock: FakeClock) -> None
 
 
 @pytest.mark.parametrize("poisoned", [0, 1, 37, 98, 99])
-async def test_one_poison_record_never_holds_back_its_neighbours(
-    store: Store, clock: FakeClock, poisoned: int
-) -> None:
+async def test_one_poison_record_never_holds_back_its_neighbours(store: Store, clock: FakeClock, poisoned: int) -> None:
     sink = ScriptedSink(poison=ids(poisoned))
     worker = await worker_for(store, sink, clock)
     await put(store, *(record(n) for n in range(100)))
@@ -304,6 +303,62 @@ async def test_an_outage_writes_nothing_off_and_keeps_the_order(store: Store, cl
     assert sink.delivered == ids(*range(50))
 
 
+async def test_a_sink_that_comes_back_in_the_middle_of_a_search_loses_nothing_and_hardly_any_order() -> None:
+    for failures in range(120):
+        clock = FakeClock()
+        store = MemoryStore(clock=clock)
+        sink = ScriptedSink(script=[TimeoutError()] * failures, max_batch=20)
+        worker = await worker_for(store, sink, clock)
+        await put(store, *(record(n) for n in range(60)))
+        await drain(worker, clock)
+        assert sorted(sink.delivered) == ids(*range(60))
+        assert await store.dead_letters("sink") == []
+        breaks = sum(after < before for before, after in pairwise(sink.delivered))
+        assert breaks <= 1
+        await store.close()
+
+
+async def test_a_clock_that_was_set_back_prolongs_no_pause_beyond_an_hour(store: Store, clock: FakeClock) -> None:
+    async def busy(records: Sequence[UsageRecord]) -> Delivery:
+        return paused(records, pause_s=1e9)
+
+    sink = ScriptedSink(script=[busy])
+    worker = await worker_for(store, sink, clock)
+    await put(store, record(1))
+    assert await worker.round() == MAX_PAUSE_S
+    clock.advance(-86_400.0)
+    assert await worker.round() == MAX_PAUSE_S
+    clock.advance(MAX_PAUSE_S)
+    await worker.round()
+    assert sink.delivered == ids(1)
+
+
+async def test_a_sink_that_resists_its_cancellation_keeps_its_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("askii_middleware.delivery.CLOSE_S", 0.02)
+    release = asyncio.Event()
+
+    async def stubborn(records: Sequence[UsageRecord]) -> Delivery:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return Delivery((DELIVERED,) * len(records))
+
+    sink = ScriptedSink(script=[stubborn])
+    await store.register_sinks([sink.name])
+    loop = loop_over(store, sink)
+    await put(store, record(1))
+    loop.start()
+    (task,) = loop._tasks
+    assert await loop.stop(0.02) is False
+    assert await store.lease("sink", "w2", 30.0) is None
+    release.set()
+    await asyncio.wait([task])
+
+
 async def test_a_sink_that_raises_is_reported_and_tried_again(
     store: Store, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -326,9 +381,7 @@ async def test_a_sink_that_cancels_itself_does_not_end_delivery(store: Store, cl
 
 
 @pytest.mark.parametrize("answer", [Delivery((DELIVERED, DELIVERED)), Delivery((Verdict("lost"),)), Delivery(())])
-async def test_an_answer_that_makes_no_sense_delivers_nothing(
-    store: Store, clock: FakeClock, answer: Delivery
-) -> None:
+async def test_an_answer_that_makes_no_sense_delivers_nothing(store: Store, clock: FakeClock, answer: Delivery) -> None:
     sink = ScriptedSink(script=[answer])
     worker = await worker_for(store, sink, clock)
     await put(store, record(1))
@@ -691,11 +744,12 @@ async def test_the_event_loop_is_never_held_for_long_by_large_batches(store: Sto
     while not worker._drained:
         await worker.round()
         rounds += 1
-    assert rounds == 5  # 4 × 500 and the empty one
+    assert rounds == 5  # four times 500, and the empty one
 
 
 @pytest.mark.parametrize(
-    "options", [{"send_timeout_s": 30.0}, {"send_timeout_s": 0.0}, {"lease_s": 5.0}, {"sinks": [ScriptedSink(max_batch=0)]}]
+    "options",
+    [{"send_timeout_s": 30.0}, {"send_timeout_s": 0.0}, {"lease_s": 5.0}, {"sinks": [ScriptedSink(max_batch=0)]}],
 )
 def test_nonsense_in_the_arguments_is_refused_at_construction(options: dict[str, Any]) -> None:
     sinks = options.pop("sinks", [ScriptedSink()])

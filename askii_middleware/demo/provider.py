@@ -94,7 +94,7 @@ class _Provider:
             fields = _parse(body, _REQUIRED[suffix])
             if fields["model"] == "error-500":
                 return await _error(send, 500, "the simulated server had an error", anthropic=anthropic)
-            whole, events = _compose(suffix, fields, digest)
+            whole, events = _compose(suffix, fields, digest, self._digest_key)
         except shapes.BadRequestError as error:
             return await _error(send, 400, str(error), anthropic=anthropic, param=error.param)
         if self._delay_s:
@@ -160,11 +160,13 @@ def _parse(body: bytes, required: tuple[str, ...]) -> shapes.Fields:
     return fields
 
 
-def _compose(suffix: str, fields: shapes.Fields, digest: bytes) -> tuple[shapes.Fields, Iterator[bytes] | None]:
+def _compose(
+    suffix: str, fields: shapes.Fields, digest: bytes, key: bytes
+) -> tuple[shapes.Fields, Iterator[bytes] | None]:
     """The whole answer, and its events where the request asks for a stream."""
     streamed = fields.get("stream") is True
     if suffix == "/embeddings":
-        return shapes.embeddings(fields, digest), None
+        return shapes.embeddings(fields, key), None
     if suffix == "/messages":
         answer = shapes.generate(fields, digest, prompt=("system", "tools", "messages"), limits=("max_tokens",))
         return shapes.message(fields, answer), shapes.message_stream(fields, answer) if streamed else None

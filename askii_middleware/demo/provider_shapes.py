@@ -20,7 +20,7 @@ CREATED_S = 1_767_225_600
 """Every simulated answer was made at this moment: 2026-01-01T00:00:00Z."""
 NO_USAGE = "no-usage"
 FINGERPRINT = "simulated"
-MODELS = ("gpt-4o", "gpt-4o-mini", "o4-mini", "text-embedding-3-small", "claude-sonnet-4-5", "claude-haiku-4-5")
+MODELS = ("gpt-4o", "gpt-4o-mini", "o4-mini", "text-embedding-3-small", "claude-sonnet-5", "claude-haiku-4-5")
 
 _OPENING = ("Simulated", " answer", ":", " nobody", " thought", " about", " this", ".")
 _WORDS = (" amber", " boat", " cedar", " delta", " ember", " fjord", " grain", " harbour",
@@ -98,7 +98,7 @@ def generate(
     limit = _limit(fields, *limits)
     if limit is None:
         limit = 1 << 20
-    reasons = model.startswith(("o1", "o3", "o4", "gpt-5"))
+    reasons = model.startswith(("o1", "o3", "o4", "gpt-5", "gpt-6"))
     reasoning = min(64 * (1 + digest[0] % 3), limit) if reasons else 0
     wanted = len(_OPENING) + 4 + digest[1] % 40
     visible = min(wanted, limit - reasoning)
@@ -258,8 +258,8 @@ def response_stream(answer: Answer) -> Iterator[bytes]:
         yield _sse({**event, "sequence_number": number}, event["type"])
 
 
-def embeddings(fields: Fields, digest: bytes) -> Fields:
-    """Unit vectors: texts that are equal get equal ones. `encoding_format` base64 is little-endian float32."""
+def embeddings(fields: Fields, key: bytes) -> Fields:
+    """Unit vectors, the same for the same text, model and `key`; in base64 they are little-endian float32."""
     given = fields["input"]
     inputs: list[Any] = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     size = _limit(fields, "dimensions") or 1536
@@ -268,7 +268,7 @@ def embeddings(fields: Fields, digest: bytes) -> Fields:
     packed = fields.get("encoding_format") == "base64"
     data = []
     for index, text in enumerate(inputs):
-        seeded = blake2b(msgspec.json.encode(text), key=digest[:16]).digest()
+        seeded = blake2b(msgspec.json.encode([fields["model"], text]), key=key).digest()
         signs = [1.0 if seeded[i >> 3 & 63] >> (i & 7) & 1 else -1.0 for i in range(size)]
         raw = struct.pack(f"<{size}f", *(sign / size**0.5 for sign in signs))
         vector = base64.b64encode(raw).decode() if packed else list(struct.unpack(f"<{size}f", raw))

@@ -120,7 +120,7 @@ class MessagesApi(Api):
             report.finished = True
             content = answer.get("content")
             for block in content if isinstance(content, list) else ():
-                if isinstance(block, Mapping):
+                if isinstance(block, dict):
                     _count(report, block, ("text", "thinking"))
         report.finished = report.finished or kind == "message_stop"
 
@@ -173,7 +173,7 @@ def _absorb_message(report: Report, message: Mapping[str, Any]) -> None:
 
 
 def _absorb_usage(report: Report, usage: object) -> None:
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return
     report.usage = anthropic_usage(usage, report.usage)
     report.service_tier = text(usage, "service_tier") or report.service_tier
@@ -182,7 +182,7 @@ def _absorb_usage(report: Report, usage: object) -> None:
         report.other_usage = tuple(
             (text(entry, "model") or report.model or "", extra)
             for entry in iterations
-            if isinstance(entry, Mapping)
+            if isinstance(entry, dict)
             and entry.get("type") in ("advisor_message", "compaction")
             and (extra := anthropic_usage(entry)) is not None
         )

@@ -14,8 +14,8 @@ Absorb = Callable[[Report, Mapping[str, Any]], None]
 
 
 class BodyReader(StreamReader):
-    """Picks the few top-level members that matter out of a JSON answer as it passes. Holds at most one such member
-    at a time, so memory does not grow with the answer.
+    """Picks the few top-level members that matter out of a JSON answer as it passes. Holds these, each of bounded
+    length, so memory does not grow with the answer.
     """
 
     def __init__(self, absorb: Absorb, members: frozenset[str]) -> None:

@@ -98,7 +98,7 @@ class _Walk:
     def parts(self, parts: object, depth: int = _MAX_DEPTH) -> None:
         """Content: a string, a part or a list of parts. Nested more deeply than any API allows, it counts as remote."""
         for part in parts if isinstance(parts, list) else (parts,):
-            if not isinstance(part, Mapping):
+            if not isinstance(part, dict):
                 continue
             if depth:
                 self._part(part, depth - 1)
@@ -154,7 +154,7 @@ class _Walk:
             self.tokens -= len(payload)
 
     def _document(self, source: object, depth: int) -> None:
-        kind = source.get("type") if isinstance(source, Mapping) else None
+        kind = source.get("type") if isinstance(source, dict) else None
         if kind == "content":
             self.parts(_member({"source": source}, "source", "content"), depth)
         elif kind != "text":

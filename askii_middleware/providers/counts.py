@@ -47,7 +47,7 @@ def member(source: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     """The first of these members that is an object; an empty one if none is."""
     for name in names:
         value = source.get(name)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return value
     return {}
 
@@ -64,6 +64,6 @@ def text_bytes(value: object, depth: int = 4) -> int:
         return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
     if depth and isinstance(value, list):
         return sum(text_bytes(item, depth - 1) for item in value)
-    if depth and isinstance(value, Mapping):
+    if depth and isinstance(value, dict):
         return text_bytes(value.get("text"), depth - 1) + text_bytes(value.get("thinking"), depth - 1)
     return 0

@@ -38,7 +38,7 @@ def openai_usage(usage: object, *, gap_is_input: bool = False, web_search: int =
     - Perplexity bills `citation_tokens` and top-level `reasoning_tokens` beside the totals; its usage is known by
       members no one else has. Elsewhere a top-level `reasoning_tokens` is a part of the completion (SGLang).
     """
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return None
     prompt = total(usage, "prompt_tokens", "input_tokens")
     completion = total(usage, "completion_tokens", "output_tokens")

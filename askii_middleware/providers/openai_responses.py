@@ -124,7 +124,7 @@ def _absorb_response(report: Report, response: Mapping[str, Any], *, event: bool
         report.finished = True
     if not event:
         for item in response["output"] if isinstance(response.get("output"), list) else ():
-            if isinstance(item, Mapping):
+            if isinstance(item, dict):
                 size = text_bytes(item.get("content")) + text_bytes(item.get("arguments"))
                 report.visible_bytes += size
                 report.visible_deltas += size > 0
@@ -150,7 +150,7 @@ def _image_usage(images: Mapping[str, Any]) -> TokenUsage | None:
 def _image_model(response: Mapping[str, Any]) -> str:
     tools = response.get("tools")
     for tool in tools if isinstance(tools, list) else ():
-        if isinstance(tool, Mapping) and tool.get("type") == "image_generation":
+        if isinstance(tool, dict) and tool.get("type") == "image_generation":
             return text(tool, "model") or _IMAGE_MODEL
     return _IMAGE_MODEL
 

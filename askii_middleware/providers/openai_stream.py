@@ -70,7 +70,7 @@ def absorb_choices(report: Report, answer: Mapping[str, Any]) -> None:
         report.usage = usage
     choices = answer.get("choices")
     for choice in choices if isinstance(choices, list) else ():
-        if not isinstance(choice, Mapping):
+        if not isinstance(choice, dict):
             continue
         if choice.get("finish_reason"):
             report.finished = True
@@ -85,7 +85,7 @@ def _choice_bytes(choice: Mapping[str, Any]) -> list[int]:
     piece = member(choice, "delta", "message")
     calls = piece.get("tool_calls")
     functions = (
-        [member(call, "function") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+        [member(call, "function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     )
     functions.append(member(piece, "function_call"))
     generated = [piece.get(name) for name in _PIECES] + [choice.get("text")]

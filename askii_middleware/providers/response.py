@@ -45,11 +45,11 @@ def _answers(response: object) -> list[Mapping[str, Any]]:
     if isinstance(response, bytes | bytearray | memoryview):
         return _parsed(bytes(response))
     if isinstance(response, Mapping):
-        return [response]
+        return [dict(response)]
     dump = getattr(response, "model_dump", None)
     if callable(dump):
         dumped = dump(exclude=_BULK, warnings=False)
-        if isinstance(dumped, Mapping):
+        if isinstance(dumped, dict):
             return [dumped]
     raise TypeError(
         f"cannot read usage from {type(response).__qualname__}: pass the response itself or each chunk of a stream, "
@@ -74,7 +74,7 @@ def _absorb_counts(report: Report, answer: Mapping[str, Any]) -> None:
     such as the events that SDKs derive from those on the wire.
     """
     usage = answer.get("usage")
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         usage = answer
     cached_apart = "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage
     if cached_apart and "prompt_tokens" not in usage:

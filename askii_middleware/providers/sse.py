@@ -45,7 +45,7 @@ class Framer:
 
     def push(self, chunk: bytes) -> list[Block]:
         """The blocks that these bytes complete."""
-        if self.idle and chunk[-2:] == b"\n\n" and b"\r" not in chunk:
+        if self.idle and chunk[-2:] == b"\n\n" and chunk[:1] != b"\n" and b"\r" not in chunk and b"\n\n\n" not in chunk:
             return [_whole(event + b"\n\n") for event in chunk[:-2].split(b"\n\n")]
         if self._line:
             self._line += chunk
@@ -110,7 +110,7 @@ class Framer:
             self._line += b"\r"
             held = held[:-1]
         if held:
-            self._mid_line = not held.endswith(b"\n")
+            self._mid_line = not held.endswith((b"\n", b"\r"))
         return [Block(held, None)] if held else []
 
 

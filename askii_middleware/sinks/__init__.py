@@ -44,7 +44,7 @@ def build_sink(name: str, options: Mapping[str, Any]) -> Sink:
     """
     arguments = dict(options)
     kind = arguments.pop("type", name)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigurationError(f"[sinks.{name}]: unknown type {kind!r}; known are {', '.join(_KINDS)}")
     try:
         sink: Sink = __getattr__(_KINDS[kind])(**arguments, name=name)

@@ -9,6 +9,7 @@ at most 12 integer digits. Such events are refused here instead.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -145,8 +146,10 @@ class LagoSink:
         }
         self._given_client = client
         self._client: httpx.AsyncClient | None = None
-        # Loading the certificates takes tens of milliseconds: at construction, not on the event loop.
-        self._tls = httpx.create_ssl_context() if client is None else None
+        # Loading certificates takes tens of milliseconds: at construction, not on the event loop. A context without
+        # any trusts nobody, and plain http never asks it.
+        secure = client is None and self.url.startswith("https:")
+        self._tls = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._clock = clock
         self._record_external: RecordExternal | None = None
         self._at_once = max_batch
@@ -222,7 +225,7 @@ class LagoSink:
         body = b'{"events":[' + b",".join([event.body for event in batch]) + b"]}"
         client = self._given_client or self._client
         if client is None:
-            client = self._client = httpx.AsyncClient(verify=self._tls or True, timeout=self.timeout_s)
+            client = self._client = httpx.AsyncClient(verify=self._tls, timeout=self.timeout_s)
         try:
             async with (
                 asyncio.timeout(self.timeout_s),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+GET = b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
 class _Server(uvicorn.Server):
-    """Stops at once, not at the next tenth of a second."""
+    """Stops as soon as its connections and tasks are done, where uvicorn looks every tenth of a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -30,6 +35,17 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         self.ready.set()
         await self.stopping.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            await eventually(lambda: not self.server_state.connections and not self.server_state.tasks, 1)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
 
 
 @asynccontextmanager
@@ -42,13 +58,12 @@ async def serving(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=1,
         **options,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    await asyncio.wait({task, asyncio.ensure_future(server.ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
     try:
+        await asyncio.wait_for(server.ready.wait(), 5)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.stopping.set()
@@ -145,3 +160,24 @@ class Recorder:
         self.bodies.append(body)
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._body})
+
+
+class Stuck:
+    """A raw upstream that sends `first` and then nothing, and notices when its peer goes away."""
+
+    def __init__(self, first: bytes = b"") -> None:
+        self.first = first
+        self.reached = asyncio.Event()
+        self.left = asyncio.Event()
+        self.received = b""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.received = await reader.readuntil(b"\r\n\r\n")
+        writer.write(self.first)
+        self.reached.set()
+        try:
+            while part := await reader.read(65536):
+                self.received += part
+        except ConnectionError:
+            pass
+        self.left.set()

@@ -272,14 +272,14 @@ async def test_the_model_decides_the_upstream_wherever_it_is_named() -> None:
     assert unknown.status_code == 404
     assert unknown.json() == {
         "error": {
-            "message": "no upstream serves 'llama'",
+            "message": "no upstream serves the model 'llama'",
             "type": "invalid_request_error",
             "param": None,
             "code": "model_not_found",
         }
     }
     assert {answer.status_code for answer in unnamed} == {404}
-    assert unnamed[0].json()["error"]["message"] == "no upstream takes requests without a model"
+    assert unnamed[0].json()["error"]["message"] == "no upstream serves requests without a model"
 
 
 async def test_a_body_that_decides_the_upstream_is_read_only_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

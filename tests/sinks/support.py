@@ -136,30 +136,32 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Recorder:
-    """An ASGI app around another that keeps the path, headers and body of each request."""
+    """An ASGI app around another that keeps the path and headers of each request, and its body if that came whole."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self.bodies: list[bytearray] = []
+        self.bodies: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = bytearray()
         self.paths.append(scope["path"])
         self.headers.append({key.decode(): value.decode() for key, value in scope["headers"]})
-        self.bodies.append(body)
 
         async def copying() -> MutableMapping[str, Any]:
             message = await receive()
-            body.extend(message.get("body", b""))
+            if message["type"] == "http.request":
+                body.extend(message.get("body", b""))
+                if not message.get("more_body"):
+                    self.bodies.append(bytes(body))
             return message
 
         await self.app(scope, copying, send)
 
     @property
     def events(self) -> list[list[dict[str, Any]]]:
-        return [json.loads(bytes(body))["events"] for body in self.bodies]
+        return [json.loads(body)["events"] for body in self.bodies]
 
     @property
     def ids(self) -> list[list[str]]:
@@ -172,15 +174,22 @@ async def serving(app: Any) -> AsyncIterator[str]:
     # With the protocol named, asyncio switches Nagle's algorithm off; without, each answer waits 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
-        task = asyncio.create_task(server.serve([listener]))
-        while not server.started:
-            await asyncio.sleep(0.005)
+        config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        # Without `serve` and `shutdown`, which wait for a tenth of a second where nothing is to be waited for.
+        await server.startup([listener])
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = server.force_exit = True
-            await task
+            for each in server.servers:
+                each.close()
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+            for task in server.server_state.tasks:
+                task.cancel()
+            await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
 
 
 def unused_port() -> int:
@@ -220,7 +229,7 @@ async def worker_for(store: Store, sink: Sink, clock: FakeClock, **options: Any)
 
 async def drain(worker: SinkWorker, clock: FakeClock, *, rounds: int = 500) -> list[float]:
     """Rounds until nothing due is left, moving the clock over every pause; the pauses."""
-    pauses = []
+    pauses: list[float] = []
     for _ in range(rounds):
         wait_s = await worker.round()
         if worker._drained:

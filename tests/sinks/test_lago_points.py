@@ -8,7 +8,6 @@ import logging
 import random
 import re
 from collections import deque
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -34,7 +33,6 @@ from .support import (
     API_KEY,
     SPEC,
     FakeClock,
-    Lago,
     drain,
     put,
     record,
@@ -44,6 +42,7 @@ from .support import (
     worker_for,
 )
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIXED_POINT = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
 
@@ -54,13 +53,11 @@ def spec() -> jsonschema.Draft202012Validator:
     document = json.loads(SPEC.read_text())
     resource = referencing.jsonschema.DRAFT202012.create_resource(document)
     registry: referencing.Registry[Any] = referencing.Registry().with_resource("spec:lago", resource)
-    return jsonschema.Draft202012Validator(
-        {"$ref": "spec:lago#/components/schemas/EventBatchInput"}, registry=registry
-    )
+    return jsonschema.Draft202012Validator({"$ref": "spec:lago#/components/schemas/EventBatchInput"}, registry=registry)
 
 
-def timestamps() -> Iterator[Any]:
-    return st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31, 23, 59, 59))  # type: ignore[return-value]
+MOMENTS_S = st.integers(0, 253_402_300_799)
+"""Whole seconds from 1970 to the end of the year 9999."""
 
 
 async def test_point_01_the_body_validates_against_the_published_spec(
@@ -70,7 +67,7 @@ async def test_point_01_the_body_validates_against_the_published_spec(
         worker = await worker_for(store, lago.sink, clock)
         await put(store, *(record(n, coins=n * 7) for n in range(100)))
         await drain(worker, clock)
-        (batch,) = [json.loads(bytes(body)) for body in lago.recorder.bodies]
+        (batch,) = [json.loads(body) for body in lago.recorder.bodies]
         spec.validate(batch)
         with pytest.raises(jsonschema.ValidationError):  # the validator has teeth
             spec.validate({"events": [batch["events"][0] | {"timestamp": 1767225600.123}]})
@@ -111,14 +108,12 @@ async def test_point_03_the_url_keeps_its_path(base: str) -> None:
         await sink.close()
 
 
-@given(timestamps(), st.integers(0, 999))
+@given(MOMENTS_S, st.integers(0, 999))
 @settings(max_examples=300, deadline=None)
-def test_point_04_the_timestamp_is_that_of_the_record_to_the_millisecond(moment: datetime, ms: int) -> None:
-    text = f"{moment:%Y-%m-%dT%H:%M:%S}.{ms:03d}Z".zfill(24)
-    seconds = (moment.replace(microsecond=0, tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
-    event = json.loads(encode_event(record(timestamp=text)))
+def test_point_04_the_timestamp_is_that_of_the_record_to_the_millisecond(seconds: int, ms: int) -> None:
+    moment = EPOCH + timedelta(seconds=seconds)
+    event = json.loads(encode_event(record(timestamp=f"{moment.isoformat()[:19]}.{ms:03d}Z")))
     assert event["timestamp"] == f"{seconds}.{ms:03d}"
-    assert re.fullmatch(r"\d+\.\d{3}", event["timestamp"])
 
 
 @pytest.mark.parametrize(
@@ -141,9 +136,7 @@ def test_point_04_a_record_without_a_usable_timestamp_is_refused(text: str) -> N
         encode_event(record(timestamp=text))
 
 
-async def test_point_05_every_retry_also_after_a_restart_sends_the_same_bytes(
-    tmp_path: Path, clock: FakeClock
-) -> None:
+async def test_point_05_every_retry_also_after_a_restart_sends_the_same_bytes(tmp_path: Path, clock: FakeClock) -> None:
     async with running_lago(timeout_s=0.2) as lago:
         lago.faults.script = deque([Fault(500), Fault(hang_s=5), Fault(429, {"x-ratelimit-reset": "2"}), Fault(502)])
         for life in range(5):
@@ -158,7 +151,7 @@ async def test_point_05_every_retry_also_after_a_restart_sends_the_same_bytes(
             await store.close()
             clock.advance(30)
         assert len(lago.recorder.bodies) == 5
-        assert len({bytes(body) for body in lago.recorder.bodies}) == 1
+        assert len(set(lago.recorder.bodies)) == 1
         assert len(lago.ledger.events) == 30
 
 
@@ -569,7 +562,7 @@ async def test_point_22_a_receiver_that_hangs_does_not_hold_up_the_event_loop(st
         await store.register_sinks(["lago"])
         loop = DeliveryLoop(store, [lago.sink], owner="w1", linger_s=0.0)
         loop.start()
-        longest_s = await _longest_turn(0.2, lambda: loop.wake())
+        longest_s = await _longest_turn(0.2, loop.wake)
         await loop.stop(0.01)
     assert longest_s < 0.1
 
@@ -624,8 +617,10 @@ async def test_point_25_two_workers_on_one_outbox_never_send_one_record_both(tmp
         await stores[0].register_sinks(["lago"])
         await put(stores[0], *(record(n) for n in range(500)))
         sinks = [LagoSink(lago.url + "/api/v1", API_KEY, max_batch=20) for _ in stores]
-        options: dict[str, float] = {"lease_s": 0.3, "send_timeout_s": 0.2, "idle_s": 0.01}
-        loops = [DeliveryLoop(s, [k], owner=f"w{n}", **options) for n, (s, k) in enumerate(zip(stores, sinks, strict=True))]
+        options: dict[str, Any] = {"lease_s": 0.3, "send_timeout_s": 0.2, "idle_s": 0.01}
+        loops = [
+            DeliveryLoop(s, [k], owner=f"w{n}", **options) for n, (s, k) in enumerate(zip(stores, sinks, strict=True))
+        ]
         for loop in loops:
             loop.start()
         while sum((await stores[0].pending()).values()):
@@ -674,7 +669,8 @@ async def test_point_26_the_api_key_is_never_in_logs_errors_or_repr(
 
 
 @pytest.mark.parametrize(
-    "url", ["", "lago.example.com", "ftp://lago.example.com", "https://h/api?x=1", "https://h/api#x", "http://[", "//h/p"]
+    "url",
+    ["", "lago.example.com", "ftp://lago.example.com", "https://h/api?x=1", "https://h/api#x", "http://[", "//h/p"],
 )
 def test_a_url_that_cannot_work_is_refused_at_construction(url: str) -> None:
     with pytest.raises(SinkError, match="Lago URL"):
@@ -757,8 +753,8 @@ async def test_an_answer_that_drips_for_ever_times_out() -> None:
 
 
 async def test_what_is_left_when_the_time_is_up_keeps_its_place() -> None:
-    async with running_lago(timeout_s=0.6) as lago:
-        lago.faults.max_events, lago.faults.delay_s = 25, 0.04
+    async with running_lago(timeout_s=0.5) as lago:
+        lago.faults.max_events, lago.faults.delay_s = 25, 0.06
         delivery = await lago.sink.send([record(n) for n in range(100)] + [record(0, subscription="")])
         results = [verdict.result for verdict in delivery.verdicts]
         delivered = results.count("delivered")

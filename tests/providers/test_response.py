@@ -1,0 +1,301 @@
+"""Whatever an SDK hands back can be recorded."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from anthropic.types import Message, RawMessageDeltaEvent, RawMessageStartEvent
+from anthropic.types.beta import BetaMessage
+from openai.types import Completion, CompletionUsage, CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseUsage
+
+from askii_middleware.providers.response import read_response, record_into
+from askii_middleware.usage import Report, TokenUsage
+
+from .support import NO_CORPUS, USAGE, chat_chunk, entries, event, recorded
+
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-4o-2024-08-06",
+    "service_tier": "priority",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "grüß"}}],
+    "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 6}},
+}
+READ = Report(
+    usage=TokenUsage(input=4, cache_read=6, output=4),
+    model="gpt-4o-2024-08-06",
+    service_tier="priority",
+    provider_request_id="chatcmpl-1",
+    finished=True,
+    visible_bytes=6,
+    visible_deltas=1,
+)
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-sonnet-4-5",
+    "content": [{"type": "text", "text": "hello"}],
+    "stop_reason": "end_turn",
+    "usage": {
+        "input_tokens": 3,
+        "output_tokens": 33,
+        "cache_read_input_tokens": 1111,
+        "cache_creation_input_tokens": 418,
+        "cache_creation": {"ephemeral_5m_input_tokens": 18, "ephemeral_1h_input_tokens": 400},
+        "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1},
+        "service_tier": "standard",
+    },
+}
+MESSAGE_USAGE = TokenUsage(input=3, cache_read=1111, cache_write=18, cache_write_1h=400, output=33, web_search=2)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        CHAT,
+        json.dumps(CHAT),
+        json.dumps(CHAT).encode(),
+        bytearray(json.dumps(CHAT).encode()),
+        memoryview(json.dumps(CHAT).encode()),
+        ChatCompletion.model_validate(CHAT),
+        event(CHAT),
+        event(CHAT).decode() + "data: [DONE]\n\n",
+    ],
+    ids=lambda r: type(r).__name__,
+)
+def test_a_chat_answer_reads_the_same_in_every_form(response: object) -> None:
+    assert read_response(response) == READ
+
+
+def test_a_completion_and_embeddings_of_the_sdk_are_read() -> None:
+    completion = Completion.model_validate(
+        {**CHAT, "object": "text_completion", "choices": [{"index": 0, "text": "abc", "finish_reason": "stop"}]}
+    )
+    assert read_response(completion).usage == TokenUsage(input=4, cache_read=6, output=4)
+    assert read_response(completion).visible_bytes == 3
+    embedding = {"object": "embedding", "index": 0, "embedding": [0.5] * 8}
+    body = {"object": "list", "model": "m", "data": [embedding], "usage": {"prompt_tokens": 9, "total_tokens": 9}}
+    assert read_response(CreateEmbeddingResponse.model_validate(body)) == Report(
+        usage=TokenUsage(input=9), model="m", finished=True
+    )
+
+
+def test_chunks_of_a_chat_merge_into_one_report_and_the_last_usage_wins() -> None:
+    report = Report()
+    for chunk in (
+        chat_chunk("Hé"),
+        chat_chunk("llo", usage={**USAGE, "completion_tokens": 1}),
+        chat_chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
+        chat_chunk(choices=[], usage=USAGE),
+    ):
+        record_into(report, ChatCompletionChunk.model_validate(chunk))
+    assert report == Report(
+        usage=TokenUsage(input=10, output=4),
+        model="gpt-4o-2024-08-06",
+        service_tier="default",
+        provider_request_id="chatcmpl-1",
+        finished=True,
+        visible_bytes=6,
+        visible_deltas=2,
+    )
+
+
+def test_an_anthropic_message_of_the_sdk_is_read() -> None:
+    for response in (MESSAGE, Message.model_validate(MESSAGE), BetaMessage.model_validate(MESSAGE)):
+        assert read_response(response) == Report(
+            usage=MESSAGE_USAGE,
+            model="claude-sonnet-4-5",
+            service_tier="standard",
+            provider_request_id="msg_1",
+            finished=True,
+            visible_bytes=5,
+            visible_deltas=1,
+        )
+
+
+def test_anthropic_events_lay_their_counts_over_the_earlier_ones() -> None:
+    report = Report()
+    start = {"type": "message_start", "message": {**MESSAGE, "content": [], "stop_reason": None}}
+    record_into(report, RawMessageStartEvent.model_validate(start))
+    assert report.usage == MESSAGE_USAGE
+    assert not report.finished
+    delta = {
+        "type": "message_delta",
+        "delta": {"stop_reason": "end_turn"},
+        "usage": {"output_tokens": 40, "input_tokens": 2, "cache_read_input_tokens": None},
+    }
+    record_into(report, RawMessageDeltaEvent.model_validate(delta))
+    assert report.usage == TokenUsage(
+        input=2, cache_read=1111, cache_write=18, cache_write_1h=400, output=40, web_search=2
+    )
+    assert report.finished
+
+
+def test_a_message_event_may_lower_a_count() -> None:
+    report = Report(usage=TokenUsage(input=9, output=50, reasoning=3))
+    record_into(
+        report,
+        {
+            "type": "message_delta",
+            "delta": {},
+            "usage": {"output_tokens": 20, "output_tokens_details": {"thinking_tokens": 1}},
+        },
+    )
+    assert report.usage == TokenUsage(input=9, output=19, reasoning=1)
+
+
+def test_compactions_and_advisers_are_billed_beside_the_totals() -> None:
+    entry = {"input_tokens": 7, "output_tokens": 2, "cache_read_input_tokens": 1, "cache_creation_input_tokens": 0}
+    iterations = [
+        {**entry, "type": "message"},
+        {**entry, "type": "compaction"},
+        {**entry, "type": "advisor_message", "model": "claude-opus-4-8"},
+    ]
+    report = read_response({**MESSAGE, "usage": {**MESSAGE["usage"], "iterations": iterations}})  # type: ignore[dict-item]
+    assert report.usage == MESSAGE_USAGE
+    extra = TokenUsage(input=7, cache_read=1, output=2)
+    assert report.other_usage == (("claude-sonnet-4-5", extra), ("claude-opus-4-8", extra))
+
+
+def response_body(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1,
+        "status": "completed",
+        "model": "gpt-5",
+        "output": [
+            {
+                "id": "m",
+                "type": "message",
+                "role": "assistant",
+                "status": "completed",
+                "content": [{"type": "output_text", "text": "ab", "annotations": []}],
+            }
+        ],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [{"type": "image_generation", "model": "gpt-image-1.5"}],
+        "service_tier": "flex",
+        "usage": {
+            "input_tokens": 53,
+            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 5},
+            "output_tokens": 469,
+            "output_tokens_details": {"reasoning_tokens": 448},
+            "total_tokens": 522,
+        },
+    } | changes
+
+
+RESPONSE_USAGE = TokenUsage(input=45, cache_read=3, cache_write=5, output=21, reasoning=448)
+
+
+def test_a_response_of_the_sdk_is_read() -> None:
+    read = Report(
+        usage=RESPONSE_USAGE,
+        model="gpt-5",
+        service_tier="flex",
+        provider_request_id="resp_1",
+        finished=True,
+        visible_bytes=2,
+        visible_deltas=1,
+    )
+    assert read_response(Response.model_validate(response_body())) == read
+    completed = {"type": "response.completed", "sequence_number": 9, "response": response_body()}
+    read.visible_bytes = read.visible_deltas = 0  # in a stream the text has passed before
+    assert read_response(ResponseCompletedEvent.model_validate(completed)) == read
+
+
+def test_hosted_tools_are_counted_beside_the_model() -> None:
+    image = {
+        "input_tokens": 20,
+        "input_tokens_details": {"image_tokens": 15, "text_tokens": 5},
+        "output_tokens": 300,
+        "output_tokens_details": {"image_tokens": 290, "text_tokens": 10},
+        "total_tokens": 320,
+    }
+    report = read_response(response_body(tool_usage={"web_search": {"num_requests": 3}, "image_gen": image}))
+    assert report.usage is not None
+    assert report.usage.web_search == 3
+    assert report.other_usage == (("gpt-image-1.5", TokenUsage(input=5, input_image=15, output=10, output_image=290)),)
+
+
+@pytest.mark.parametrize(
+    ("status", "finished", "failed", "deferred"),
+    [
+        ("completed", True, False, False),
+        ("incomplete", True, False, False),
+        ("failed", True, True, False),
+        ("cancelled", True, False, False),
+        ("queued", False, False, True),
+        ("in_progress", False, False, True),
+    ],
+)
+def test_a_response_says_by_its_status_whether_it_goes_on(
+    status: str, finished: bool, failed: bool, deferred: bool
+) -> None:
+    report = read_response(response_body(status=status, usage=None))
+    assert (report.usage, report.finished, report.failed, report.deferred) == (None, finished, failed, deferred)
+
+
+def test_only_a_background_stream_is_deferred_while_it_runs() -> None:
+    for background in (True, False):
+        report = Report()
+        running = response_body(status="in_progress", usage=None, background=background)
+        record_into(report, {"type": "response.created", "response": running})
+        assert report.deferred == background
+        record_into(report, {"type": "response.completed", "response": response_body(background=background)})
+        assert not report.deferred
+        assert report.finished
+
+
+def test_usage_alone_is_read_by_its_members() -> None:
+    assert read_response(CompletionUsage.model_validate(USAGE)).usage == TokenUsage(input=10, output=4)
+    usage = response_body()["usage"]
+    assert read_response(ResponseUsage.model_validate(usage)).usage == RESPONSE_USAGE
+    assert read_response(MESSAGE["usage"]).usage == MESSAGE_USAGE
+    assert read_response({"model": "m", "usage": USAGE}) == Report(usage=TokenUsage(input=10, output=4), model="m")
+
+
+def test_what_carries_no_usage_leaves_the_report_as_it_is() -> None:
+    for said in (
+        {},
+        {"type": "text", "text": "a", "snapshot": "ab"},
+        "data: [DONE]\n\n",
+        ": comment\n\ndata: {}\n\n",
+        {"usage": None},
+    ):
+        assert read_response(said) == Report()
+    assert read_response({"error": {"message": "no"}}) == Report(failed=True)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, SimpleNamespace(usage=1), object(), iter([]), ["a"]])
+def test_what_is_no_response_is_named_in_the_error(wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"cannot read usage from {type(wrong).__qualname__}: pass the response itself"):
+        read_response(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["hello", b"[1]", b"", "<html>"])
+def test_text_that_is_no_answer_is_an_error(wrong: object) -> None:
+    with pytest.raises(ValueError, match="neither a JSON object nor a server-sent event"):
+        read_response(wrong)
+
+
+@pytest.mark.skipif(not entries(), reason=NO_CORPUS)
+@pytest.mark.parametrize("entry", entries(), ids=lambda e: e["file"])
+def test_a_recorded_answer_is_told_apart_by_its_shape(entry: dict[str, Any]) -> None:
+    expected = {
+        name: value
+        for name, value in entry["expected"].items()
+        if name in ("input_tokens", "output_tokens") and value is not None
+    }
+    usage = read_response(recorded(entry)).usage
+    assert {name: getattr(usage, name) for name in expected} == expected
+    assert (usage is None) == (not expected)

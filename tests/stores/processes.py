@@ -1,0 +1,122 @@
+"""Programs that tests run as processes of their own: `python -m tests.stores.processes COMMAND PATH ...`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import msgspec
+
+from askii_middleware.currency import parse_rate
+from askii_middleware.stores import open_store
+from askii_middleware.stores.base import Outcome
+
+from .support import Client, Clock
+
+LIMIT = 3_000_000
+RATE = parse_rate("1234567")
+TENANTS = ("acme", "other")
+
+
+class RealClock(Clock):
+    def __call__(self) -> float:
+        self.now_s = time.time()
+        return self.now_s
+
+
+async def connect(path: str, worker: str) -> Client:
+    clock = RealClock(time.time())
+    store = open_store(f"sqlite:///{path}", clock=clock)
+    await store.open()
+    await store.heartbeat(worker, 3600)
+    client = Client(store, clock)
+    await client.refresh()
+    return client
+
+
+async def rush(path: str, name: str) -> None:
+    """Fifty reserves at once; waits for the word before it settles those that were admitted, with their exact cost."""
+    client = await connect(path, name)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    calls = [f"{name}-{n}" for n in range(50)]
+    answers = await asyncio.gather(*(client.reserve(call, 100, worker=name) for call in calls))
+    admitted = [call for call, answer in zip(calls, answers, strict=True) if answer.candidate is not None]
+    print(json.dumps(admitted), flush=True)
+    sys.stdin.readline()
+    settled = await asyncio.gather(*(client.settle(call, 93) for call in admitted))
+    print(json.dumps([s.late or s.duplicate for s in settled]), flush=True)
+    await client.store.close()
+
+
+async def work(path: str, seed: int) -> None:
+    """Calls without end, five at a time, and deliveries between them, until somebody kills it."""
+    rng = random.Random(seed)
+    worker = f"worker-{seed}"
+    client = await connect(path, worker)
+
+    async def caller(lane: int) -> None:
+        for n in range(10**9):
+            name, tenant = f"{seed}-{lane}-{n}", rng.choice(TENANTS)
+            hold = rng.randrange(1, 3000)
+            admission = await client.reserve(name, hold, tenant=tenant, worker=worker)
+            await asyncio.sleep(rng.choice([0, 0.001]))
+            cost = rng.randrange(hold + 1)
+            if admission.candidate is None or rng.random() < 0.1:
+                await client.store.release(name)
+                continue
+            record = msgspec.json.encode({"call_id": name, "subscription": tenant, "cost_nano_usd": cost})
+            await client.settle(name, cost, tenant=tenant, rate=RATE, record=record)
+
+    async def deliver() -> None:
+        while True:
+            lease = await client.store.lease("s", worker, 0.02)
+            for entry in await client.store.fetch("s", 20) if lease else ():
+                result = rng.choice(["delivered", "delivered", "again"])
+                assert lease is not None
+                await client.store.acknowledge("s", lease.token, [Outcome(entry.seq, result)])
+            await asyncio.sleep(0.001)
+
+    await asyncio.gather(*(caller(lane) for lane in range(5)), deliver())
+
+
+def breed(path: str) -> None:
+    """Fork workers on command, so that fifty of them do not each load Python anew: `spawn SEED`, `kill PID`."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        command, number = line.split()
+        if command == "kill":
+            os.kill(int(number), signal.SIGKILL)
+            os.waitpid(int(number), 0)
+            print("dead", flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            try:
+                asyncio.run(work(path, int(number)))
+            finally:
+                os._exit(1)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["rush", path, name]:
+            asyncio.run(rush(path, name))
+        case ["breed", path]:
+            breed(path)
+        case ["hold", path]:
+            import sqlite3
+
+            holder = sqlite3.connect(path, isolation_level=None)
+            holder.execute("BEGIN IMMEDIATE")
+            print("ready", flush=True)
+            sys.stdin.readline()
+            holder.execute("COMMIT")
+            holder.close()
+
