@@ -30,6 +30,9 @@ def find_apis(path: str) -> tuple[Api, ...]:
     """The APIs whose path ending this path has, under any mount prefix; the most specific one first. Empty for a path
     that belongs to none.
     """
+    if "//" in path:
+        # Some servers take a doubled slash for one: such a path must not slip by.
+        path = "/".join(["", *(segment for segment in path.split("/") if segment)])
     path = path.rstrip("/")
     return tuple(api for suffix, api in _BY_LAST_SEGMENT.get(_last_segment(path), ()) if path.endswith(suffix))
 

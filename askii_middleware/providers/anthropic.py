@@ -75,6 +75,8 @@ class MessagesApi(Api):
             # 0 is allowed: it fills the prompt cache without an answer.
             output_limit=read_int(fields, "max_tokens", minimum=0, maximum=MAX_OUTPUT_LIMIT),
             input_bound=bound.tokens,
+            input_estimate=bound.estimate,
+            media=bound.media,
             remote_input=bound.remote,
             end_user=as_end_user(metadata.get("user_id")) if isinstance(metadata, dict) else None,
             service_tier=read_text(fields, "service_tier"),

@@ -44,6 +44,11 @@ OPENAI_LOW_IMAGE_TOKENS = 2_833
 ANTHROPIC_IMAGE_TOKENS = 4_784
 AUDIO_CHARS_PER_TOKEN = 32
 AUDIO_WINDOW_TOKENS = 1_024
+BYTES_PER_TOKEN = 4
+LIKELY_IMAGE_TOKENS = 1_000
+"""Between a 1024 px square at OpenAI (765) and one at Anthropic (about 1,400)."""
+LIKELY_AUDIO_CHARS_PER_TOKEN = 2_000
+"""MP3 at 128 kbit/s and 10 tokens/s."""
 
 _PLAIN = frozenset(
     (
@@ -67,10 +72,14 @@ _ANTHROPIC_REFERENCES = frozenset(("mcp_servers", "container", "context_manageme
 
 
 class Bound(NamedTuple):
-    """An upper bound of the prompt's tokens, and whether there is more input than the request shows."""
+    """An upper bound of the prompt's tokens, whether there is more input than the request shows, the likely number
+    of tokens (text at four bytes each, the average of English; media at common sizes), and whether there are media.
+    """
 
     tokens: int
     remote: bool
+    estimate: int
+    media: bool
 
 
 class _Content(msgspec.Struct, gc=False):
@@ -92,6 +101,9 @@ class _Walk:
     def __init__(self, image_tokens: int, low_image_tokens: int) -> None:
         self.tokens = 0
         self.remote = False
+        self.payload_bytes = 0
+        self.media_estimate = 0
+        """Likely tokens of the media."""
         self._image_tokens = image_tokens
         self._low_image_tokens = low_image_tokens
 
@@ -138,20 +150,26 @@ class _Walk:
 
     def _image(self, payload: object, *, low: bool = False) -> None:
         self.tokens += self._low_image_tokens if low else self._image_tokens
-        if type(payload) is str:
-            self.tokens -= len(payload)
+        self.media_estimate += LIKELY_IMAGE_TOKENS
+        self._not_text(payload)
 
     def _audio(self, payload: object) -> None:
         if type(payload) is str:
-            self.tokens += AUDIO_WINDOW_TOKENS + len(payload) // AUDIO_CHARS_PER_TOKEN - len(payload)
+            self.tokens += AUDIO_WINDOW_TOKENS + len(payload) // AUDIO_CHARS_PER_TOKEN
+            self.media_estimate += 1 + len(payload) // LIKELY_AUDIO_CHARS_PER_TOKEN
+            self._not_text(payload)
         else:
             self.remote = True
 
     def _unpacked(self, payload: object) -> None:
         """A file: nothing about it is known before it is unpacked, so its payload does not count as text either."""
         self.remote = True
+        self._not_text(payload)
+
+    def _not_text(self, payload: object) -> None:
         if type(payload) is str:
             self.tokens -= len(payload)
+            self.payload_bytes += len(payload)
 
     def _document(self, source: object, depth: int) -> None:
         kind = source.get("type") if isinstance(source, dict) else None
@@ -163,11 +181,10 @@ class _Walk:
 
 def chat_bound(fields: Mapping[str, msgspec.Raw], body_bytes: int) -> Bound:
     """Chat completions."""
-    media, remote = _messages(fields, OPENAI_IMAGE_TOKENS, OPENAI_LOW_IMAGE_TOKENS)
+    walk = _messages(fields, OPENAI_IMAGE_TOKENS, OPENAI_LOW_IMAGE_TOKENS)
     tools, server_tools = _tools(fields, ())
-    return Bound(
-        body_bytes + TEMPLATE_TOKENS + media + tools, remote or server_tools or _any_set(fields, _CHAT_REFERENCES)
-    )
+    remote = server_tools or _any_set(fields, _CHAT_REFERENCES)
+    return _bound(body_bytes, walk, tools, remote=remote, spoken="audio" in fields)
 
 
 def responses_bound(fields: Mapping[str, msgspec.Raw], body_bytes: int) -> Bound:
@@ -177,47 +194,50 @@ def responses_bound(fields: Mapping[str, msgspec.Raw], body_bytes: int) -> Bound
     if raw is not None and bytes(raw)[:1] != b'"':
         walk.parts(read_value(fields, "input"))
     tools, server_tools = _tools(fields, ("local_shell", "apply_patch"))
-    return Bound(
-        body_bytes + TEMPLATE_TOKENS + walk.tokens + tools,
-        walk.remote or server_tools or _any_set(fields, _RESPONSES_REFERENCES),
-    )
+    return _bound(body_bytes, walk, tools, remote=server_tools or _any_set(fields, _RESPONSES_REFERENCES))
 
 
 def messages_bound(fields: Mapping[str, msgspec.Raw], body_bytes: int) -> Bound:
     """Anthropic messages. Context management reads the context once more to compact it."""
-    media, remote = _messages(fields, ANTHROPIC_IMAGE_TOKENS, ANTHROPIC_IMAGE_TOKENS)
+    walk = _messages(fields, ANTHROPIC_IMAGE_TOKENS, ANTHROPIC_IMAGE_TOKENS)
     tools, server_tools = _tools(fields, ("bash_", "text_editor_", "computer_", "memory_"))
-    return Bound(
-        body_bytes + TEMPLATE_TOKENS + media + tools, remote or server_tools or _any_set(fields, _ANTHROPIC_REFERENCES)
-    )
+    return _bound(body_bytes, walk, tools, remote=server_tools or _any_set(fields, _ANTHROPIC_REFERENCES))
 
 
 def text_bound(body_bytes: int) -> Bound:
     """Requests that hold nothing but text, or tokens as numbers, each of which takes more than one byte."""
-    return Bound(body_bytes + TEMPLATE_TOKENS, remote=False)
+    return _bound(body_bytes, None, 0, remote=False)
 
 
-def _messages(fields: Mapping[str, msgspec.Raw], image_tokens: int, low_image_tokens: int) -> tuple[int, bool]:
+def _bound(body_bytes: int, walk: _Walk | None, tools: int, *, remote: bool, spoken: bool = False) -> Bound:
+    tokens = body_bytes + TEMPLATE_TOKENS + tools
+    if walk is None:
+        return Bound(tokens, remote, -(-body_bytes // BYTES_PER_TOKEN), spoken)
+    estimate = max(body_bytes - walk.payload_bytes, 0) // BYTES_PER_TOKEN + walk.media_estimate
+    return Bound(tokens + walk.tokens, remote or walk.remote, max(estimate, 1), spoken or walk.media_estimate > 0)
+
+
+def _messages(fields: Mapping[str, msgspec.Raw], image_tokens: int, low_image_tokens: int) -> _Walk | None:
     """What the messages weigh beyond their bytes, and whether any of them refers to something elsewhere (`audio` in
-    a message names an earlier spoken answer).
+    a message names an earlier spoken answer). None: they are nothing but text.
     """
     raw = fields.get("messages")
     if raw is None:
-        return 0, False
+        return None
     try:
         messages = _decode_messages(raw)
     except DECODE_ERRORS:  # contents of another type: an odd dialect, or a request that will be refused upstream
         walk = _Walk(image_tokens, low_image_tokens)
         walk.parts(read_value(fields, "messages"))
-        return walk.tokens, walk.remote
+        return walk
     mixed = [message for message in messages if message.content.__class__ is list or message.audio is not None]
     if not mixed:
-        return 0, False
+        return None
     walk = _Walk(image_tokens, low_image_tokens)
     for message in mixed:
         walk.parts(message.content)
         walk.remote = walk.remote or message.audio is not None
-    return walk.tokens, walk.remote
+    return walk
 
 
 def _tools(fields: Mapping[str, msgspec.Raw], client_kinds: tuple[str, ...]) -> tuple[int, bool]:

@@ -55,7 +55,23 @@ def member(source: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 def text(source: Mapping[str, Any], name: str) -> str | None:
     """A string member with something in it, cut to 256 characters: names and ids are never longer."""
     value = source.get(name)
-    return value[:256] if type(value) is str and value else None
+    return as_text(value[:256]) if type(value) is str and value else None
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written at all: JSON may escape halves of characters, which UTF-8 does not have."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_text(value: str) -> str:
+    """A string that can be written: each lone surrogate in it becomes a question mark."""
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def text_bytes(value: object, depth: int = 4) -> int:

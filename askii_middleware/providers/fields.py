@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from .base import InvalidRequestError
+from .counts import as_text, is_text
 
 MAX_MODEL_CHARS = 256
 MAX_END_USER_CHARS = 256
@@ -101,8 +102,8 @@ def read_model(fields: Mapping[str, msgspec.Raw]) -> str | None:
         return None
     if type(value) is not str:
         raise InvalidRequestError(f"model must be a string, not {_shown(raw)}")
-    if len(value) > MAX_MODEL_CHARS or "\0" in value:
-        raise InvalidRequestError(f"model must be at most {MAX_MODEL_CHARS} characters without NUL")
+    if len(value) > MAX_MODEL_CHARS or "\0" in value or not is_text(value):
+        raise InvalidRequestError(f"model must be at most {MAX_MODEL_CHARS} characters without NUL or lone surrogates")
     return value
 
 
@@ -116,7 +117,7 @@ def read_text(fields: Mapping[str, msgspec.Raw], name: str) -> str | None:
 
 def as_end_user(value: object) -> str | None:
     """A user name as an identity takes it, or None."""
-    return value.replace("\0", "")[:MAX_END_USER_CHARS] or None if type(value) is str else None
+    return as_text(value.replace("\0", "")[:MAX_END_USER_CHARS]) or None if type(value) is str else None
 
 
 def read_raw_object(fields: Mapping[str, msgspec.Raw], name: str) -> dict[str, msgspec.Raw]:

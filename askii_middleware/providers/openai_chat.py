@@ -92,6 +92,8 @@ class ChatApi(ChoicesApi):
             output_limit=new if old is None else old if new is None else max(old, new),
             choices=read_int(fields, "n", minimum=1, maximum=MAX_CHOICES) or 1,
             input_bound=bound.tokens,
+            input_estimate=bound.estimate,
+            media=bound.media,
             remote_input=bound.remote,
             usage_requested=stream and asks_for_usage(fields),
             end_user=as_end_user(read_text(fields, "safety_identifier") or read_text(fields, "user")),

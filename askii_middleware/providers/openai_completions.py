@@ -39,6 +39,8 @@ class CompletionsApi(ChoicesApi):
             output_limit=read_int(fields, "max_tokens", minimum=0, maximum=MAX_OUTPUT_LIMIT),
             choices=_prompts(fields) * max(n, best_of),
             input_bound=bound.tokens,
+            input_estimate=bound.estimate,
+            media=bound.media,
             remote_input=bound.remote,
             usage_requested=stream and asks_for_usage(fields),
             end_user=as_end_user(read_text(fields, "user")),

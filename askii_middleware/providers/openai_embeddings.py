@@ -36,6 +36,8 @@ class EmbeddingsApi(OpenAiApi):
             model=read_model(fields),
             output_limit=0,
             input_bound=bound.tokens,
+            input_estimate=bound.estimate,
+            media=bound.media,
             remote_input=bound.remote,
             end_user=as_end_user(read_text(fields, "user")),
             fields=fields,

@@ -51,6 +51,8 @@ class ResponsesApi(OpenAiApi):
             stream=read_bool(fields, "stream"),
             output_limit=read_int(fields, "max_output_tokens", minimum=1, maximum=MAX_OUTPUT_LIMIT),
             input_bound=bound.tokens,
+            input_estimate=bound.estimate,
+            media=bound.media,
             remote_input=bound.remote,
             end_user=as_end_user(read_text(fields, "safety_identifier") or read_text(fields, "user")),
             service_tier=read_text(fields, "service_tier"),

@@ -22,7 +22,7 @@ _UNSET = msgspec.UNSET
 _PIECES = ("content", "reasoning_content", "reasoning", "refusal")
 _HEAD_EVENTS = 8
 """So many events at most are searched for the model's name; some providers never send one."""
-_USAGE_NULL = b',"usage":null'
+_USAGE_NULLS = (b',"usage":null', b', "usage": null')
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -74,6 +74,8 @@ def absorb_choices(report: Report, answer: Mapping[str, Any]) -> None:
             continue
         if choice.get("finish_reason"):
             report.finished = True
+        if usage is not None and "delta" not in choice:
+            continue  # a whole answer that says what it used: nothing needs counting
         for size in _choice_bytes(choice):
             if size:
                 report.visible_bytes += size
@@ -197,11 +199,12 @@ def _without_null(raw: bytes) -> bytes | None:
     """One event without its `"usage":null`, if that is certain to stand at the top level: where only the object's own
     brace opens before it or closes after it (a brace in a string or a comment can only make this look false).
     """
-    at = raw.rfind(_USAGE_NULL)
-    if at > 0:
-        end = at + len(_USAGE_NULL)
-        if raw.count(b"{", 0, at) == 1 or raw.count(b"}", end) == 1:
-            return raw[:at] + raw[end:]
+    for spelling in _USAGE_NULLS:
+        at = raw.rfind(spelling)
+        if at > 0:
+            end = at + len(spelling)
+            certain = raw.count(b"}", end) == 1 or raw.count(b"{", 0, at) == 1
+            return raw[:at] + raw[end:] if certain else None
     return None
 
 

@@ -27,6 +27,10 @@ class DeadWorkerError(StoreError):
     """
 
 
+class UnwritableError(StoreError):
+    """The engine works, but can never write this: repeating it is useless. Nothing was changed."""
+
+
 class AggregateRow(NamedTuple):
     """What one settlement adds to one scope's hourly aggregate."""
 
@@ -203,16 +207,22 @@ class Store(ABC):
         its hold is gone by now; a denial leaves no trace and is decided anew. The hold named by `replaces` is looked
         through while deciding and released if the new one is admitted; on denial it stays as it was.
 
-        Raises StaleFormsError, DeadWorkerError, and StoreError for amounts a counter cannot hold.
+        Raises StaleFormsError, DeadWorkerError, and UnwritableError for amounts a counter cannot hold.
         """
 
     @abstractmethod
     async def settle(self, settlement: Settlement) -> Settled:
         """Replace a hold by its charge and write record, aggregates, carry and outbox entry. Without a hold of that
         id, charge `matches`. An expired, released or lost call is charged all the same, where its hold was; only a
-        settled one is a duplicate. Raises StoreError, and changes nothing, if a counter would leave its range of
-        2**53 - 1 nano-USD.
+        settled one is a duplicate. Raises UnwritableError if a counter would leave its range of 2**53 - 1 nano-USD.
         """
+
+    def settle_at_once(self, settlement: Settlement) -> Settled | None:
+        """`settle`, if that needs no waiting; None, and nothing done, where it would. A caller that must not be
+        interrupted then saves a task of its own. Raises StoreError.
+        """
+        del settlement
+        return None
 
     @abstractmethod
     async def release(self, call_id: str) -> None:

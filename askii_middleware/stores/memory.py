@@ -132,6 +132,9 @@ class MemoryStore(Store):
         return admission
 
     async def settle(self, settlement: Settlement) -> Settled:
+        return self.settle_at_once(settlement)
+
+    def settle_at_once(self, settlement: Settlement) -> Settled:
         now_s = self._clock()
         call_id, cost = settlement.call_id, settlement.cost_nano_usd
         hold = self._book.holds.get(call_id)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window, applicable, decide, limit_of
 from ..budgets import Budget, Scope, window
 from ..currency import MAX_NANO_USD, PICO
-from ..errors import StoreError
-from .base import DeadWorkerError, Outcome, Settlement, StaleFormsError
+from .base import DeadWorkerError, Outcome, Settlement, StaleFormsError, UnwritableError
 
 MARKER_S = 86_400.0
 """How long a released call is remembered."""
@@ -128,9 +127,9 @@ def check_worker(worker: str, alive_until_s: float | None, now_s: float) -> None
 
 
 def check_amount(nano_usd: int, what: str, *, least: int = -MAX_NANO_USD) -> int:
-    """Raise StoreError for what a counter cannot hold exactly."""
+    """Raise UnwritableError for what a counter cannot hold exactly."""
     if not least <= nano_usd <= MAX_NANO_USD:
-        raise StoreError(
+        raise UnwritableError(
             f"{what}: {nano_usd} nano-USD is outside {least} to {MAX_NANO_USD}, which is all a counter can hold"
         )
     return nano_usd

@@ -79,6 +79,9 @@ class SQLiteStore(Store):
     async def settle(self, settlement: Settlement) -> Settled:
         return await self._db.write(lambda db: ledger.settle(db, settlement, self._clock()))
 
+    def settle_at_once(self, settlement: Settlement) -> Settled | None:
+        return self._db.write_at_once(lambda db: ledger.settle(db, settlement, self._clock()))
+
     async def release(self, call_id: str) -> None:
         await self._db.write(lambda db: ledger.release(db, call_id, self._clock()))
 

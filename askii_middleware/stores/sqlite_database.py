@@ -24,8 +24,9 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from ..errors import StoreError
+from .base import UnwritableError
 from .sqlite_errors import BusyError, explain
-from .sqlite_schema import prepare
+from .sqlite_schema import configure, prepare
 from .sqlite_sql import SQL
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,13 @@ class Database:
         connections: list[sqlite3.Connection] = []
         try:
             for _ in range(3):
-                connections.append(self._connection())
-                prepare(connections[-1], self.path, full_sync=self._full_sync, timeout_s=self._lock_timeout_s)
+                connection = sqlite3.connect(
+                    self.path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
+                )
+                connections.append(connection)
+                if len(connections) == 1:
+                    prepare(connection, self.path, timeout_s=self._lock_timeout_s)
+                configure(connection, full_sync=self._full_sync)
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
         else:
@@ -95,11 +101,6 @@ class Database:
         finally:
             for connection in connections:
                 connection.close()
-
-    def _connection(self) -> sqlite3.Connection:
-        return sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
 
     async def close(self) -> None:
         async with self._turn():
@@ -130,6 +131,15 @@ class Database:
             except BusyError:
                 pass
         return await self._in_turn(lambda: _done(self._on_front("BEGIN IMMEDIATE", work)))
+
+    def write_at_once(self, work: Work[T]) -> T | None:
+        """Like `write`, if nobody else is writing and no disk has to be waited for; else None, and nothing is done."""
+        if self._full_sync or self._waiting:
+            return None
+        try:
+            return self._on_front("BEGIN IMMEDIATE", work)
+        except BusyError:
+            return None
 
     async def read(self, work: Work[T]) -> T:
         """Run `work`, which is short, on one snapshot."""
@@ -209,7 +219,7 @@ class Database:
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
         except (OverflowError, UnicodeError) as error:
-            raise StoreError(f"the ledger {self.path} cannot hold a value: {error}") from error
+            raise UnwritableError(f"the ledger {self.path} cannot hold a value: {error}") from error
         if begin != "BEGIN":
             self._commits += 1
             if not self._commits % CHECKPOINT_EVERY:

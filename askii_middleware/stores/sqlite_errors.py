@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from ..errors import StoreError
+from .base import UnwritableError
 
 _ADVICE = {
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: create its directory and let this user write there, or correct the URL",
@@ -24,9 +25,17 @@ class BusyError(StoreError):
     """Another connection is writing; trying again soon is enough."""
 
 
+_KINDS: dict[int, type[StoreError]] = {
+    sqlite3.SQLITE_BUSY: BusyError,
+    sqlite3.SQLITE_LOCKED: BusyError,
+    sqlite3.SQLITE_CONSTRAINT: UnwritableError,
+    sqlite3.SQLITE_TOOBIG: UnwritableError,
+}
+
+
 def explain(path: str, error: sqlite3.Error) -> StoreError:
     """Our error for one of SQLite's, which says what to do."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    kind = BusyError if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else StoreError
+    kind = _KINDS.get(code, StoreError)
     advice = _ADVICE.get(code)
     return kind(f"the ledger {path} {advice} ({error})" if advice else f"the ledger {path} failed: {error}")

@@ -15,33 +15,36 @@ APPLICATION_ID = 0x41736B69
 _WAL_KEPT_BYTES = 64 << 20
 """What stays of a WAL that a long reader let grow. Below this its space is used again, which is cheaper."""
 _CACHE_KIB = 16_384
+_POLL_S = 0.0005
 
 
-def prepare(connection: sqlite3.Connection, path: str, *, full_sync: bool, timeout_s: float) -> None:
-    """Bring file and connection into shape. Waits up to `timeout_s` for other processes. Raises StoreError and
-    sqlite3.Error.
-    """
+def prepare(connection: sqlite3.Connection, path: str, *, timeout_s: float) -> None:
+    """Bring the file into shape. Waits up to `timeout_s` for other processes. Raises StoreError and sqlite3.Error."""
     give_up_s = time.monotonic() + timeout_s
     while True:
         try:
-            _prepare(connection, path, full_sync=full_sync)
+            _prepare(connection, path)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_s:
                 raise
-            time.sleep(0.01)
+            time.sleep(_POLL_S)
         else:
             return
 
 
-def _prepare(connection: sqlite3.Connection, path: str, *, full_sync: bool) -> None:
-    _check_owner(connection, path)
-    mode = _pragma(connection, "journal_mode = WAL")
-    if mode != "wal":
-        raise StoreError(f"the ledger {path} needs SQLite's WAL mode, which its file system does not offer ({mode})")
+def configure(connection: sqlite3.Connection, *, full_sync: bool) -> None:
+    """Bring a connection to a prepared file into shape."""
     _pragma(connection, f"synchronous = {'FULL' if full_sync else 'NORMAL'}")
     _pragma(connection, "wal_autocheckpoint = 0")
     _pragma(connection, f"journal_size_limit = {_WAL_KEPT_BYTES}")
     _pragma(connection, f"cache_size = -{_CACHE_KIB}")
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    _check_owner(connection, path)
+    mode = _pragma(connection, "journal_mode = WAL")
+    if mode != "wal":
+        raise StoreError(f"the ledger {path} needs SQLite's WAL mode, which its file system does not offer ({mode})")
     connection.execute("BEGIN IMMEDIATE")
     try:
         _migrate(connection, path)

@@ -94,6 +94,7 @@ def test_files_and_whatever_is_unknown_are_elsewhere() -> None:
     assert chat({"type": "file", "file": {"filename": "a.pdf", "file_data": DATA}}) == (-len(DATA), True)
     assert chat({"type": "video_url", "video_url": {"url": "https://example.test"}}) == (0, True)
     assert chat({"type": "hologram"}) == (0, True)
+    assert chat({"type": "input_audio", "input_audio": {"id": "a"}}) == (0, True)
     assert chat({"type": ["image_url"]}) == (0, True)
     spoken = {"model": "m", "messages": [{"role": "assistant", "content": None, "audio": {"id": "audio_1"}}]}
     assert extra("openai.chat", spoken) == (0, True)
@@ -192,3 +193,23 @@ def test_nesting_without_end_is_refused_or_counted_as_elsewhere() -> None:
     deep = b'{"model":"m","messages":[{"content":' + b"[" * 20_000 + b"]" * 20_000 + b"}]}"
     with pytest.raises((InvalidRequestError, RecursionError)):
         parse("openai.chat", deep)
+
+
+def test_the_estimate_counts_text_at_four_bytes_a_token() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "word " * 400}]}
+    request = parse("openai.chat", body)
+    assert request.input_estimate == -(-len(json.dumps(body).encode()) // 4)
+    assert not request.media
+
+
+def test_the_estimate_counts_an_image_by_its_size_and_not_as_text() -> None:
+    image = {"type": "image_url", "image_url": {"url": URL}}
+    body = {"model": "m", "messages": [{"role": "user", "content": [image]}]}
+    request = parse("openai.chat", body)
+    assert 1_000 <= request.input_estimate < 1_100
+    assert request.media
+
+
+def test_a_spoken_answer_is_held_at_the_price_of_audio() -> None:
+    body = {"model": "m", "messages": [], "modalities": ["text", "audio"], "audio": {"voice": "alloy"}}
+    assert parse("openai.chat", body).media

@@ -226,6 +226,17 @@ def test_anthropic_streams_may_be_padded_and_pinged() -> None:
         assert reader.report.finished
 
 
+def test_a_last_event_without_its_blank_line_is_read() -> None:
+    reader = api("anthropic.messages").stream_reader(hide_usage=False)
+    delta = {
+        "type": "message_delta",
+        "delta": {"stop_reason": "end_turn"},
+        "usage": {"input_tokens": 3, "output_tokens": 9},
+    }
+    feed(reader, [event(delta).rstrip(b"\n")])
+    assert reader.report == Report(usage=TokenUsage(input=3, output=9), finished=True)
+
+
 @pytest.mark.parametrize("name", ["anthropic.messages", "openai.responses"])
 def test_an_error_event_is_a_failure(name: str) -> None:
     reader = api(name).stream_reader(hide_usage=False)
