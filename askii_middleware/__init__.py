@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .currency import convert_budget_to_askii_coins as convert_budget_to_askii_coins
     from .currency import get_askii_coin_exchange_rate as get_askii_coin_exchange_rate
     from .currency import usd_to_askii_coins as usd_to_askii_coins
+    from .decorator import Param as Param
+    from .decorator import tracked as tracked
     from .errors import AskiiError as AskiiError
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import ConfigurationError as ConfigurationError
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from .sinks.lago import LagoSink as LagoSink
     from .sinks.log import LogSink as LogSink
     from .sinks.memory import MemorySink as MemorySink
-    from .tracked import Param as Param
-    from .tracked import tracked as tracked
     from .tracker import CostTracker as CostTracker
     from .tracker import get_cost_tracker as get_cost_tracker
     from .usage import TokenUsage as TokenUsage
@@ -50,6 +50,7 @@ _HOMES = {
         "get_askii_coin_exchange_rate",
         "usd_to_askii_coins",
     ),
+    "decorator": ("Param", "tracked"),
     "errors": (
         "AskiiError",
         "BudgetExceededError",
@@ -67,7 +68,6 @@ _HOMES = {
     "sinks.lago": ("LagoSink",),
     "sinks.log": ("LogSink",),
     "sinks.memory": ("MemorySink",),
-    "tracked": ("Param", "tracked"),
     "tracker": ("CostTracker", "get_cost_tracker"),
     "usage": ("TokenUsage",),
 }

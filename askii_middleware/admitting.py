@@ -10,7 +10,7 @@ import msgspec
 from .admission import Admission, BudgetState, Candidate, ReserveRequest
 from .budgets import BudgetIndex
 from .calls import CallSpec
-from .currency import Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
+from .currency import MAX_NANO_USD, Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
 from .errors import BudgetExceededError, StoreError, UnknownModelError
 from .output_limits import max_output_tokens
 from .stores.base import StaleFormsError
@@ -96,7 +96,8 @@ class Admitter:
             hold = price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
             if spec.other_models:
                 hold += self._hold_for_others(spec, entering, leaving)
-            found.append(Option(model, price, entering, leaving, write, hold))
+            # Beyond what a counter holds no amount is any larger: it fits no budget.
+            found.append(Option(model, price, entering, leaving, write, min(hold, MAX_NANO_USD)))
         return found
 
     def _hold_for_others(self, spec: CallSpec, entering: int, leaving: int) -> int:

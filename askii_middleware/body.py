@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -13,6 +14,8 @@ from .encodings import WINDOWS
 if TYPE_CHECKING:
     from starlette.types import Receive
 
+MAX_FORM_FIELDS = 1000
+MAX_NAME_BYTES = 64
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -94,3 +97,23 @@ def parse_body(body: bytes) -> Parsed:
         raise UnreadableBodyError(f"the body is not valid JSON: {str(error)[:200]}") from None
     size = sum(len(json.dumps(name)) + len(member) + 2 for name, member in fields.items())
     return Parsed({name: msgspec.Raw(member) for name, member in fields.items()}, size)
+
+
+def form_names(content_type: bytes, body: bytes) -> set[str] | None:
+    """The names of a form's fields, and of a multipart one perhaps more than these; None for what is no form. Raises
+    UnreadableBodyError for one with too many.
+    """
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/x-www-form-urlencoded":
+        try:
+            pairs = parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+        except ValueError:
+            raise UnreadableBodyError(f"the form has more than {MAX_FORM_FIELDS} fields") from None
+        return {name for name, _ in pairs}
+    if kind == b"multipart/form-data":
+        pieces = body.split(b"name=", MAX_FORM_FIELDS)[1:]
+        if len(pieces) == MAX_FORM_FIELDS:
+            raise UnreadableBodyError(f"the form has more than {MAX_FORM_FIELDS} fields")
+        heads = (piece[:MAX_NAME_BYTES].lstrip(b'"').replace(b'"', b"\r").replace(b";", b"\r") for piece in pieces)
+        return {head.partition(b"\r")[0].decode("latin-1") for head in heads}
+    return None

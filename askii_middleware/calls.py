@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .admission import BudgetState, Match, Window
     from .currency import Rate
+    from .errors import BudgetExceededError
     from .identity import Identity
     from .pricing import Price
 
@@ -93,7 +94,7 @@ class RequestContext:
     and mutated, never replaced: a context variable set further down would not be visible above.
     """
 
-    __slots__ = ("blocks", "call", "identity", "resolve", "scope", "taken")
+    __slots__ = ("blocks", "call", "denied", "identity", "over", "resolve", "scope", "taken")
 
     def __init__(self, scope: Mapping[str, Any], resolve: Any) -> None:
         self.scope = scope
@@ -104,6 +105,12 @@ class RequestContext:
         self.blocks = 0
         self.taken = False
         """A block has taken over the request's hold, so the request's own answer is not charged."""
+        self.over = False
+        """The application has ended: nobody but a block that still runs will settle the request's call."""
+        self.denied: BudgetExceededError | None = None
+        """What the last block that found no room was told. Where the application has nothing better to answer than
+        500, this is the answer.
+        """
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar("askii_request", default=None)

@@ -78,6 +78,11 @@ class Concluder:
                 self._names.clear()
             name = self._prices.canonical(model)
             short = family(name)
-            same = short == name or self._prices.find(name) == self._prices.find(short)
+            same = short == name or self._entry(name) == self._entry(short)
             known = self._names[model] = short if same else name
         return known
+
+    def _entry(self, name: str) -> str | None:
+        """The name under which a price stands."""
+        price = self._prices.find(name)
+        return None if price is None else price.model

@@ -115,7 +115,8 @@ class DeliveryLoop:
             return await self.flush(timeout_s)
         finally:
             tasks, self._tasks = self._tasks, []
-            for task in tasks:
+            for worker, task in zip(self.workers, tasks, strict=False):
+                worker.ended = True
                 task.cancel()
             if tasks:
                 ended, _ = await asyncio.wait(tasks, timeout=CLOSE_S)

@@ -110,6 +110,8 @@ class SinkWorker:
         self._answer = False
         self._flush_until_s = 0.0
         self._quiet = asyncio.Event()
+        self.ended = False
+        """Set to end `run` after its round, should a sink swallow the cancellation."""
 
     def wake(self) -> None:
         if not self._deaf:
@@ -128,8 +130,8 @@ class SinkWorker:
         return self._answer
 
     async def run(self) -> None:
-        """Rounds for ever. Ends only by cancellation."""
-        while True:
+        """Rounds until cancelled."""
+        while not self.ended:
             asked = self._asked
             self._wake.clear()
             self._urgent.clear()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .admission import BudgetState
 from .budgets import Budget, Scope
 from .currency import NANO, Rate, nano_to_coins
-from .errors import UnknownModelError
+from .errors import LAST_S, UnknownModelError
 from .usage import TokenUsage
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def status_of(state: BudgetState, rate: Rate, source: str) -> BudgetStatus:
         spent_coins=nano_to_coins(state.spent_nano_usd, rate),
         held_coins=nano_to_coins(state.held_nano_usd, rate),
         remaining_coins=None if remaining is None else nano_to_coins(remaining, rate),
-        resets_at=datetime.fromtimestamp(state.resets_at_s, UTC),
+        resets_at=datetime.fromtimestamp(min(state.resets_at_s, LAST_S), UTC),
         source=source,
     )
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 Reason = Literal["spent", "held"]
 """Why a budget refused: the money is gone (`spent`), or running calls hold what is left (`held`)."""
+LAST_S = 253_402_300_799
+"""9999-12-31T23:59:59Z, for windows without an end: dates go no further."""
 
 
 class AskiiError(Exception):
@@ -72,4 +74,4 @@ class BudgetExceededError(AskiiError):
         self.max_budget = max_budget
         self.scope = scope
         self.reason: Reason = reason
-        self.resets_at = datetime.fromtimestamp(resets_at_s, UTC)
+        self.resets_at = datetime.fromtimestamp(min(resets_at_s, LAST_S), UTC)

@@ -188,6 +188,7 @@ class Call:
                 # What arrived before the failure is still the client's; the reader itself no longer gives it out.
                 rest = b"".join(content._buffer)  # noqa: SLF001 - as said
                 if rest:
+                    self._sending = True
                     await send({"type": "http.response.body", "body": rest, "more_body": True})
                 why = f"sent nothing for {idle_timeout_s} s" if self._ended == "timeout" else f"broke off: {error}"
                 raise BrokenAnswerError(f"upstream {self._upstream!r} {why}") from error

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from .currency import nano_to_coins_text
+from .errors import LAST_S
 
 if TYPE_CHECKING:
     from .admission import BudgetState
     from .calls import Call
 
 RawHeaders = list[tuple[bytes, bytes]]
+OWN_PREFIX = b"x-askii-"
 OWN_DIMENSIONS = ("tenant=", "key=", "user=")
 
 
@@ -21,13 +23,13 @@ def header_value(text: str) -> bytes:
     """Text as a header value: printable ASCII stays, anything else is percent-encoded, so nothing can be injected."""
     if text.isascii() and text.isprintable():
         return text.encode("ascii")
-    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}").encode("ascii")
+    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}", errors="replace").encode("ascii")
 
 
 @lru_cache(maxsize=1024)
 def iso(at_s: float) -> str:
-    """A moment as ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """A moment as ISO 8601 in UTC, to the second; the last one there is, for a window without an end."""
+    return datetime.fromtimestamp(min(at_s, LAST_S), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def scarcest_own(call: Call) -> BudgetState | None:

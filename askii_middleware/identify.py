@@ -32,6 +32,8 @@ _MARK = SECRET_PREFIX.encode()
 _FIELDS = frozenset(("tenant", "key", "user", "team", "end_user", "tags", "models"))
 _STATE_FIELDS = (("user", "user_id"), ("team", "team_id"), ("end_user", "end_user_id"), ("tags", "tags"))
 
+_STATE_OTHERS = frozenset(theirs for _, theirs in _STATE_FIELDS)
+
 
 class IdentityFailure(msgspec.Struct, frozen=True):
     """Why a request has no identity. `message` is fit for the client; `status` is the refusal's."""
@@ -217,6 +219,11 @@ def _identity(source: str, values: Mapping[str, Any]) -> Identity | IdentityFail
         return IdentityFailure("invalid", f"the identity from {source} cannot be used: {error}")
 
 
+@lru_cache(maxsize=4096)
+def _tenant_alone(source: str, tenant: str) -> Identity | IdentityFailure:
+    return _identity(source, {"tenant": tenant})
+
+
 def _text(name: str, value: object) -> str | None:
     """Text within an identity's bounds; ids are often integers or UUIDs."""
     if isinstance(value, int | UUID) and not isinstance(value, bool):
@@ -244,6 +251,9 @@ def _state_value(scope: Mapping[str, Any], attribute: str) -> Any:
 
 def _state_source(attribute: str) -> _Read:
     def read(scope: Mapping[str, Any]) -> Answer:
+        state = scope.get("state")
+        if type(state) is dict and _STATE_OTHERS.isdisjoint(state) and type(state.get(attribute)) is str:
+            return _tenant_alone("state", state[attribute]) if state[attribute] else None
         tenant = _state_value(scope, attribute)
         if tenant is None or tenant == "":
             return None
@@ -267,7 +277,7 @@ def _header_source(name: str, trusts: Callable[[str], bool]) -> _Read:
             tenant = values[0].decode().strip() if values else ""
         except UnicodeDecodeError:
             return IdentityFailure("invalid", f"the header {name} is not UTF-8 text")
-        return _identity("header", {"tenant": tenant}) if tenant else None
+        return _tenant_alone("header", tenant) if tenant else None
 
     return read
 

@@ -2,7 +2,8 @@
 
 Each process writes a file of its own, `<path>.<n>`, held by a lock for as long as it lives, so that a later process
 can tell an orphan and replay it. Some room is allocated in advance: when the disk runs full, the ledger and the
-journal usually share it, and what a call cost must still find a place.
+journal usually share it, and what a call cost must still find a place. What the store will never take is parked in
+`<path>.rejected`, for a person to look at, so that it does not stand in the way of the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -34,8 +36,16 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Entry).decode
 
 
+class _Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An entry with the reason it was refused for."""
+
+    reason: str
+    settlement: Settlement | None = None
+    release: str | None = None
+
+
 class Journal:
-    """Blocking file work: call it from a thread. Not safe for concurrent use; the tracker serialises.
+    """Blocking file work: call it from threads.
 
     Args:
         path: prefix of the files.
@@ -45,7 +55,9 @@ class Journal:
     def __init__(self, path: str | Path, *, max_bytes: int = 64 << 20) -> None:
         self._path = Path(path)
         self._max_bytes = max_bytes
+        self._lock = threading.Lock()
         self._file: int | None = None
+        self._pid = 0
         self._end = 0
         self.own_path: Path | None = None
 
@@ -60,8 +72,16 @@ class Journal:
 
     def open(self) -> None:
         """Take the first file nobody holds. Raises StoreError where none can be opened."""
+        with self._lock:
+            self._open()
+
+    def _open(self) -> None:
         if self._file is not None:
-            return
+            if self._pid == os.getpid():
+                return
+            # The file is the parent process's, which goes on writing it.
+            os.close(self._file)
+            self._file, self._end = None, 0
         for number in range(MAX_FILES):
             path = self._path.with_name(f"{self._path.name}.{number}")
             try:
@@ -72,7 +92,7 @@ class Journal:
             if not _locked(file):
                 os.close(file)
                 continue
-            self._file, self.own_path = file, path
+            self._file, self._pid, self.own_path = file, os.getpid(), path
             self._end = _used(file)
             try:
                 os.posix_fallocate(file, 0, max(RESERVED_BYTES, self._end))
@@ -83,39 +103,65 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Write and fsync one entry. Raises StoreError when full or failing; a torn line is never left behind."""
-        if self._file is None:
-            self.open()
-        file = self._file
-        assert file is not None
-        line = _encode(entry) + b"\n"
-        if self._end + len(line) > self._max_bytes:
-            raise StoreError("the journal is full: bring the store back, or raise journal_max_bytes")
-        try:
-            written = 0
-            while written < len(line):
-                written += os.pwrite(file, line[written:], self._end + written)
-            os.fdatasync(file)
-        except OSError as error:
-            raise StoreError(f"journal {self.own_path} cannot be written: {error.strerror}") from error
-        self._end += len(line)
+        with self._lock:
+            self._open()
+            file = self._file
+            assert file is not None
+            line = _encode(entry) + b"\n"
+            if self._end + len(line) > self._max_bytes:
+                raise StoreError("the journal is full: bring the store back, or raise journal_max_bytes")
+            try:
+                written = 0
+                while written < len(line):
+                    written += os.pwrite(file, line[written:], self._end + written)
+                os.fdatasync(file)
+            except OSError as error:
+                raise StoreError(f"journal {self.own_path} cannot be written: {error.strerror}") from error
+            self._end += len(line)
 
-    def read(self) -> list[Entry]:
-        """This process's entries in the order they were written."""
-        return [] if self._file is None or self._end == 0 else _entries(self._file, self._end)
+    def read(self, end: int | None = None) -> list[Entry]:
+        """This process's entries in the order they were written, up to an earlier `pending_bytes`."""
+        with self._lock:
+            if self._file is None or self._end == 0:
+                return []
+            return _entries(self._file, self._end if end is None else min(end, self._end))
 
-    def clear(self) -> None:
-        """Forget the entries that `read` gave: they are in the ledger now."""
-        if self._file is None or self._end == 0:
-            return
-        # The room stays allocated; zeros after the end mark it as free.
+    def clear(self, end: int | None = None) -> bool:
+        """Forget the entries that `read` gave: they are in the ledger now. False, and nothing is forgotten, where
+        more were written since `pending_bytes` was `end`.
+        """
+        with self._lock:
+            if self._file is None or self._end == 0:
+                return True
+            if end is not None and self._end != end:
+                return False
+            # The room stays allocated; zeros after the end mark it as free.
+            try:
+                os.pwrite(self._file, b"\0" * min(self._end, RESERVED_BYTES), 0)
+                if self._end > RESERVED_BYTES:
+                    os.ftruncate(self._file, RESERVED_BYTES)
+                os.fdatasync(self._file)
+            except OSError as error:
+                raise StoreError(f"journal {self.own_path} cannot be cleared: {error.strerror}") from error
+            self._end = 0
+            return True
+
+    def park(self, entry: Entry, reason: str) -> Path:
+        """Put an entry that can never be written beside the journal. Returns the file. Raises StoreError."""
+        path = self._path.with_name(f"{self._path.name}.rejected")
+        line = _encode(_Rejected(reason, entry.settlement, entry.release)) + b"\n"
         try:
-            os.pwrite(self._file, b"\0" * min(self._end, RESERVED_BYTES), 0)
-            if self._end > RESERVED_BYTES:
-                os.ftruncate(self._file, RESERVED_BYTES)
-            os.fdatasync(self._file)
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(file).st_size + len(line) > self._max_bytes:
+                    raise StoreError(f"{path} is full: look at what is in it and move it away")
+                os.write(file, line)
+                os.fsync(file)
+            finally:
+                os.close(file)
         except OSError as error:
-            raise StoreError(f"journal {self.own_path} cannot be cleared: {error.strerror}") from error
-        self._end = 0
+            raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+        return path
 
     def orphans(self) -> list[Orphan]:
         """Journals of processes that are gone, each locked until it is closed."""
@@ -135,32 +181,39 @@ class Journal:
         return found
 
     def close(self) -> None:
-        if self._file is not None:
-            if self._end == 0 and self.own_path is not None:
-                # Unlinked while still locked: nobody else can have taken it.
-                self.own_path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+        with self._lock:
+            if self._file is not None:
+                if self._end == 0 and self.own_path is not None and self._pid == os.getpid():
+                    # Unlinked while still locked: nobody else can have taken it.
+                    self.own_path.unlink(missing_ok=True)
+                os.close(self._file)
+                self._file = None
 
 
 class Orphan:
-    """The journal of a process that ended before it could replay it."""
+    """The journal of a process that ended before it could replay it. Locked until it is closed or forgotten."""
 
     def __init__(self, file: int, path: Path) -> None:
-        self._file = file
+        self._file: int | None = file
         self.path = path
 
+    def __del__(self) -> None:
+        self.close()
+
     def read(self) -> list[Entry]:
+        assert self._file is not None
         return _entries(self._file, _used(self._file))
 
     def discard(self) -> None:
         """Its entries are in the ledger now."""
         self.path.unlink(missing_ok=True)
-        os.close(self._file)
+        self.close()
 
     def close(self) -> None:
         """Leave it for another time."""
-        os.close(self._file)
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
 
 def _locked(file: int) -> bool:

@@ -7,51 +7,72 @@ the headers can carry the cost.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .calls import Call, RequestContext
 from .currency import nano_to_coins_text
-from .headers import call_headers
+from .encodings import AnswerDecoder
+from .headers import OWN_PREFIX, call_headers
+from .identity import Identity
 from .settling import Conclusion, Ending
 from .usage import Report
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
+    from .errors import BudgetExceededError
+    from .headers import RawHeaders
+    from .identify import IdentityFailure
     from .providers.base import Api, StreamReader
     from .tracker import CostTracker
 
+logger = logging.getLogger(__name__)
+
 WAIT_BYTES = 65_536
-PIECE_BYTES = 1 << 16
-MAX_DECODED_BYTES = 256 << 20
-"""Decoding is work: an answer that unpacks to more is read no further."""
-_ZLIB_WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+_WAITING_TYPES = (b"application/json", b"application/problem+json")
+_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 
 
 class MeteredRequest:
-    """The state of one metered request. `receive` and `send` are what the application gets."""
+    """The state of one metered request. `receive` and `send` are what the application gets.
+
+    Args:
+        call: the admitted call.
+        expose_amounts: whether headers may tell cost and budgets.
+        payer: finds who makes the request, once more when the call is settled; None: that is known.
+
+    Attributes:
+        body: what the application is to read.
+        hide_usage: a stream's usage was not asked for by the client, and is taken out again.
+        unanswered: a block inside found no room in a budget, and the application made an answer of 500 of that. It
+            went nowhere: a refusal is due.
+    """
 
     __slots__ = (
         "_api",
-        "_body",
         "_buffer",
         "_called",
         "_client_left",
+        "_complete",
         "_context",
         "_decoder",
         "_expose",
-        "_hide_usage",
+        "_headers",
+        "_payer",
         "_reader",
         "_receive",
+        "_report",
         "_send",
         "_start",
         "_status",
         "_tracker",
+        "body",
         "call",
-        "complete",
-        "started",
+        "hide_usage",
+        "unanswered",
     )
 
     def __init__(
@@ -60,213 +81,232 @@ class MeteredRequest:
         api: Api,
         call: Call,
         context: RequestContext,
-        body: bytes,
         receive: Receive,
         send: Send,
         *,
-        hide_usage: bool,
         expose_amounts: bool,
+        payer: Callable[[Mapping[str, Any]], Awaitable[Identity | IdentityFailure]] | None = None,
     ) -> None:
         self._tracker = tracker
         self._api = api
         self.call = call
         self._context = context
-        self._body: bytes | None = body
         self._receive = receive
         self._send = send
-        self._hide_usage = hide_usage
         self._expose = expose_amounts
+        self._payer = payer
         self._called = False
         self._client_left = False
+        self._complete = False
         self._status: int | None = None
         self._start: Message | None = None
-        """The start message while it waits for the cost."""
-        self._buffer: list[bytes] = []
+        """The start message while it waits for the cost, and `_buffer` the bytes that wait with it."""
+        self._headers: RawHeaders = []
+        self._buffer = bytearray()
         self._reader: StreamReader | None = None
-        self._decoder: Any = None
-        self.started = False
-        """The client has been sent something; no refusal can follow."""
-        self.complete = False
+        """Reads an answer that goes out as it comes."""
+        self._report = Report()
+        """What was read of an answer that is over."""
+        self._decoder: AnswerDecoder | None = None
+        self.body: bytes | None = None
+        self.hide_usage = False
+        self.unanswered: BudgetExceededError | None = None
+
+    @property
+    def began(self) -> bool:
+        """The application has begun an answer, so no refusal can follow."""
+        return self._status is not None
 
     async def receive(self) -> Message:
-        body = self._body
+        body = self.body
         if body is not None:
-            self._body = None
+            self.body = None
             self._called = True
             return {"type": "http.request", "body": body, "more_body": False}
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not self.complete:
+        if message["type"] == "http.disconnect" and not self._complete:
             self._client_left = True
         return message
 
     async def send(self, message: Message) -> None:
+        reader = self._reader
+        try:
+            if reader is None or message["type"] != "http.response.body":
+                await self._other(message)
+                return
+            body: bytes = message.get("body", b"")
+            out = reader.feed(body) if self._decoder is None else self._unpack(body, reader)
+            if not message.get("more_body", False):
+                await self._finish(out)
+            elif out is body:
+                await self._send(message)
+            elif out:
+                await self._send({"type": "http.response.body", "body": out, "more_body": True})
+        except OSError:  # how servers tell that the client is gone
+            self._client_left = True
+            raise
+
+    async def _other(self, message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.start":
             await self._begin(message)
-        elif kind == "http.response.body":
-            await self._pass(message.get("body", b""), last=not message.get("more_body", False))
+        elif self.unanswered is not None:
+            return
+        elif kind == "http.response.body" and self._start is not None:
+            await self._collect(message)
         else:
             await self._send(message)
 
     async def _begin(self, message: Message) -> None:
-        self._status = message["status"]
-        content_type = encoding = b""
-        for name, value in message.get("headers", ()):
-            lower = name.lower()
-            if lower == b"content-type":
-                content_type = value
-            elif lower == b"content-encoding":
-                encoding = value.strip().lower()
-        if encoding not in (b"", b"identity"):
-            window = _ZLIB_WINDOW.get(encoding)
-            self._decoder = _Inflater(window) if window else _Opaque()
-        if content_type.startswith((b"application/json", b"application/problem+json")) or self._status >= 400:
-            self._start = message
+        status: int = message["status"]
+        if self._status is not None or status < 200:
+            # Informational; or a second start, which is the server's to complain about.
+            await self._send(message)
             return
-        if not content_type.startswith((b"text/event-stream", b"application/x-ndjson")) and not self.call.spec.stream:
-            # An answer of some other kind: metered as a whole body that is not kept.
+        if status == 500 and self._context.denied is not None:
+            self.unanswered = self._context.denied
+            return
+        self._status = status
+        content_type = encoding = b""
+        for header in message.get("headers", ()):
+            name = header[0].lower()
+            if name == b"content-type":
+                content_type = header[1].lower()
+            elif name == b"content-encoding":
+                encoding = header[1].strip().lower() + encoding
+            if not name.startswith(OWN_PREFIX):
+                self._headers.append(header)
+        if encoding not in (b"", b"identity"):
+            self._decoder = AnswerDecoder(encoding)
+        self._start = message
+        if status >= 400 or content_type.startswith(_WAITING_TYPES):
+            return
+        if not self.call.spec.stream and not content_type.startswith(_STREAM_TYPES):
             self._reader = self._api.body_reader()
+        elif self.hide_usage and self._decoder is None:
+            self._reader = self._api.stream_reader(hide_usage=True)
+            self._headers = [header for header in self._headers if header[0].lower() != b"content-length"]
         else:
-            hide = self._hide_usage and self._decoder is None
-            self._reader = self._api.stream_reader(hide_usage=hide)
-            if hide:
-                headers = [h for h in message.get("headers", ()) if h[0].lower() != b"content-length"]
-                message = {**message, "headers": headers}
-        await self._send_start(message, None)
+            self._reader = self._api.stream_reader(hide_usage=False)
+        await self._send_start(None)
 
-    async def _send_start(self, message: Message, cost_coins: str | None) -> None:
-        self._start = None
-        self.started = True
+    async def _send_start(self, cost_coins: str | None) -> None:
+        start, self._start = self._start, None
+        assert start is not None
         extra = call_headers(self.call, cost_coins=cost_coins, expose_amounts=self._expose)
-        await self._send({**message, "headers": [*message.get("headers", ()), *extra]})
+        await self._send({**start, "headers": self._headers + extra})
 
-    async def _pass(self, body: bytes, *, last: bool) -> None:
-        if self._start is not None:
-            self._buffer.append(body)
-            if last:
-                await self._answer_whole()
-                return
-            if sum(map(len, self._buffer)) <= WAIT_BYTES:
-                return
-            # Too large to wait for: the rest passes through a reader that keeps only what may hold the usage.
-            self._reader = self._api.body_reader()
-            body = b"".join(self._buffer)
-            self._buffer.clear()
-            await self._send_start(self._start, None)
-        out = self._read(body)
-        if last:
-            if self._reader is not None and self._decoder is None:
-                out += self._reader.finish()
-            elif self._reader is not None:
-                self._reader.finish()
-        if out or last:
-            if last:
-                self.complete = True
-            await self._send({"type": "http.response.body", "body": out, "more_body": not last})
-        if last:
-            await self.close()
-
-    def _read(self, body: bytes) -> bytes:
-        reader = self._reader
-        if reader is None:
-            return body
-        if self._decoder is None:
-            return reader.feed(body)
+    def _unpack(self, body: bytes, reader: StreamReader) -> bytes:
+        """Look at bytes of an encoded answer, and leave them as they are."""
+        assert self._decoder is not None
         for piece in self._decoder.feed(body):
             reader.feed(piece)
         return body
 
-    async def _answer_whole(self) -> None:
-        """A plain answer is complete: read its usage, tell its cost, then settle without keeping the client."""
-        body = b"".join(self._buffer)
+    def _end_reading(self) -> bytes:
+        """Nothing more comes for the reader. Returns what it still held back."""
+        reader, self._reader = self._reader, None
+        assert reader is not None
+        rest = reader.finish()
+        self._report = reader.report
+        return rest if self._decoder is None else b""
+
+    async def _finish(self, body: bytes) -> None:
+        """The last piece of an answer that went out as it came."""
+        body += self._end_reading()
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._complete = True
+        await self.close()
+
+    async def _collect(self, message: Message) -> None:
+        """A piece of a plain answer that waits for its usage, unless it is too large for that."""
+        body: bytes = message.get("body", b"")
+        if len(self._buffer) + len(body) > WAIT_BYTES:
+            self._reader = self._api.body_reader()
+            await self._send_start(None)
+            if self._buffer:
+                message = {**message, "body": bytes(self._buffer) + body}
+                self._buffer.clear()
+            await self.send(message)
+        elif message.get("more_body", False):
+            self._buffer += body
+        else:
+            await self._answer(bytes(self._buffer) + body)
+
+    async def _answer(self, body: bytes) -> None:
+        """A plain answer is whole: read its usage, tell its cost, then settle without keeping the client."""
+        conclusion = cost = None
+        self._report = self._read_whole(body)
         self._buffer.clear()
-        report = self._read_whole(body)
-        start = self._start
-        assert start is not None
-        self.complete = True
-        conclusion = None
-        cost = None
         if not self._context.taken:
-            conclusion = self._tracker.concluder.conclude(self.call, report, self._ending())
+            conclusion = self._conclude(complete=True)
             if conclusion.verdict.usage is not None:
                 cost = nano_to_coins_text(conclusion.billed.nano_usd, self.call.rate)
         try:
-            await self._send_start(start, cost)
+            await self._send_start(cost)
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
+            self._complete = True
         finally:
-            await self.close(report, conclusion)
-
-    def _ending(self) -> Ending:
-        return Ending(status=self._status, complete=self.complete, client_left=self._client_left, called=self._called)
-
-    async def close(self, report: Report | None = None, conclusion: Conclusion | None = None) -> None:
-        """Settle, release or defer: once. Called at the answer's end, and again when the application is done."""
-        if self.call.closed or self._context.taken:
-            return
-        if conclusion is None:
-            if report is None:
-                report = self._partial_report()
-            conclusion = self._tracker.concluder.conclude(self.call, report, self._ending())
-        await self._tracker.close_call(self.call, conclusion, status=self._status)
-
-    def _partial_report(self) -> Report:
-        if self._reader is not None:
-            return self._reader.report
-        return self._read_whole(b"".join(self._buffer)) if self._buffer else Report()
+            await self.close(conclusion)
 
     def _read_whole(self, body: bytes) -> Report:
         if self._decoder is None:
             return self._api.read_body(body)
         reader = self._api.body_reader()
-        for piece in self._decoder.feed(body):
-            reader.feed(piece)
+        self._unpack(body, reader)
         reader.finish()
         return reader.report
 
     def cancelled(self) -> None:
-        """The server ended the application, as servers do when the client leaves."""
-        if not self.complete:
+        """The server ended the application, as some do when the client leaves."""
+        if not self._complete:
             self._client_left = True
 
-    async def returned(self) -> None:
-        """The application has returned. A plain answer it left unfinished goes out as it stands."""
-        if self._start is not None and self._buffer:
-            body = b"".join(self._buffer)
-            await self._send_start(self._start, None)
+    async def ended(self) -> None:
+        """The application has ended. An answer it left unfinished goes out as it stands, for the server to break off:
+        that it has ended is no sign that the answer has.
+        """
+        body = bytes(self._buffer)
+        if self._reader is not None:
+            finished = self._reader.report.finished
+            body = self._end_reading()
+            self._report.finished = finished
+        elif self._start is not None:
+            await self._send_start(None)
+        if body:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
+    async def broke_off(self) -> None:
+        """The application has raised. Its client gets what it had sent so far, and the server the error."""
+        with suppress(OSError):
+            await self.ended()
 
-class _Inflater:
-    """A bounded decoded copy of an encoded answer. A bomb, or bytes that do not decode, end the reading, not the
-    forwarding.
-    """
+    async def close(self, conclusion: Conclusion | None = None) -> None:
+        """Settle, release or defer: once. Called at the answer's end, and again when the application is done. Where a
+        block inside has taken over the hold, the block settles.
+        """
+        if self.call.closed or self._context.taken:
+            return
+        if conclusion is None:
+            conclusion = self._conclude(complete=self._complete)
+        payer = None if self._payer is None else await self._payer(self._context.scope)
+        if isinstance(payer, Identity) and payer.tenant != self.call.identity.tenant:
+            self._tracker.metrics.late_identity()
+            logger.error(
+                "call %s: its tenant appeared in request.state only after AskiiMiddleware had admitted it for the "
+                "default tenant %r, whose budget was checked instead. The middleware that sets it must run first (add "
+                "it after AskiiMiddleware), or use identify=...",
+                self.call.id,
+                self.call.identity.tenant,
+            )
+            await self._tracker.close_late(self.call, payer, conclusion, status=self._status)
+        else:
+            await self._tracker.close_call(self.call, conclusion, status=self._status)
 
-    __slots__ = ("_inflater", "_left")
-
-    def __init__(self, window: int) -> None:
-        self._inflater: Any = zlib.decompressobj(window)
-        self._left = MAX_DECODED_BYTES
-
-    def feed(self, body: bytes) -> Iterator[bytes]:
-        while self._inflater is not None and body:
-            try:
-                piece = self._inflater.decompress(body, PIECE_BYTES)
-            except zlib.error:
-                self._inflater = None
-                return
-            body = self._inflater.unconsumed_tail
-            self._left -= len(piece)
-            if self._left < 0:
-                self._inflater = None
-                return
-            yield piece
-
-
-class _Opaque:
-    """An encoding that cannot be read here: the answer passes, its usage is estimated."""
-
-    __slots__ = ()
-
-    def feed(self, body: bytes) -> Iterator[bytes]:
-        del body
-        return iter(())
+    def _conclude(self, *, complete: bool) -> Conclusion:
+        if self._reader is not None:
+            self._report = self._reader.report
+        elif self._buffer:
+            self._report = self._read_whole(bytes(self._buffer))
+        ending = Ending(status=self._status, complete=complete, client_left=self._client_left, called=self._called)
+        return self._tracker.concluder.conclude(self.call, self._report, ending)

@@ -83,7 +83,8 @@ class _Durations:
 
 
 def _label(value: str) -> str:
-    return value if len(value) <= MAX_LABEL_CHARS else value[:MAX_LABEL_CHARS]
+    """Text that the exposition can hold: a lone surrogate in one label would make the whole of it unreadable."""
+    return value[:MAX_LABEL_CHARS].encode(errors="replace").decode()
 
 
 class Metrics:

@@ -8,40 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, overload
 
 import msgspec
 
-from .body import (
-    BodyTooLargeError,
-    ClientLeftError,
-    UnreadableBodyError,
-    decoded,
-    parse_object,
-    read_body,
-)
-from .calls import CallSpec, RequestContext, current_request, new_call_id
+from .body import BodyTooLargeError, ClientLeftError, UnreadableBodyError
+from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
 from .errors import BudgetExceededError, ConfigurationError, StoreError, UnknownModelError
-from .identify import Identifier, IdentityFailure, late_tenant
+from .identify import Identifier, IdentityFailure
 from .identity import Identity
+from .intake import Intake, specify, take_in
 from .keys import KeyDirectory
+from .lifespan import run_lifespan
 from .metered import MeteredRequest
 from .metrics import metrics_app
-from .providers import choose_api, find_apis
 from .providers.base import Api, CallRequest, InvalidRequestError, Rewrite
 from .refusals import (
-    budget_refusal,
+    RefusedError,
+    body_too_large,
+    budget_refused,
     invalid_request,
     ledger_unavailable,
     model_not_allowed,
     model_not_priced,
     send_refusal,
-    too_large,
     unauthorized,
     unmetered_route,
+    unreadable_body,
 )
-from .routes import Routes
+from .routes import Routes, route_path
 from .tracker import CostTracker, get_cost_tracker
 
 if TYPE_CHECKING:
@@ -53,6 +49,10 @@ logger = logging.getLogger(__name__)
 
 INSIDE = "askii.metered"
 """Set in the scope by the outermost middleware; a second one inside passes through."""
+_UNSEEN_BODIES = frozenset(("http.response.pathsend", "http.response.zerocopysend"))
+"""Extensions by which an application answers with a file: nobody here would see the bytes."""
+_REWRITE_REPLACES = frozenset((b"content-length", b"content-encoding", b"transfer-encoding"))
+_READABLE_REPLACES = _REWRITE_REPLACES | {b"accept-encoding"}
 
 
 class AskiiMiddleware:
@@ -66,6 +66,28 @@ class AskiiMiddleware:
         settings: None: the environment, `askii.toml` and the defaults, in this order.
         overrides: single settings of this middleware by name, such as `default_tenant="internal"`.
     """
+
+    # Starlette's typed `add_middleware` takes no class with free keywords: without overrides this signature serves.
+    @overload
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tracker: CostTracker | None = None,
+        identify: Callable[[Scope], Any] | None = None,
+        settings: Settings | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tracker: CostTracker | None = None,
+        identify: Callable[[Scope], Any] | None = None,
+        settings: Settings | None = None,
+        **overrides: Any,
+    ) -> None: ...
 
     def __init__(
         self,
@@ -82,105 +104,116 @@ class AskiiMiddleware:
             raise ConfigurationError("give settings or single overrides, not both")
         self.app = app
         self.tracker = tracker if tracker is not None else get_cost_tracker(settings)
+        self._canonical = self.tracker.prices.canonical
         settings = settings or load_settings(**overrides)
         self.settings = settings
         self._identifier = _identifier(settings, self.tracker, identify)
-        self._state_attribute = settings.identity.state_attribute if "state" in settings.identity.sources else None
+        self._late_identifier: Identifier | None = None
+        if identify is None and "state" in settings.identity.sources:
+            self._late_identifier = Identifier(("state",), state_attribute=settings.identity.state_attribute)
         self._routes = Routes.from_settings(settings)
         self._max_body_bytes = settings.max_body_bytes
         self._expose = settings.expose_amounts
         self._budget_status = settings.budget_exceeded_status
         self._default_model = settings.default_model
-        self._inject = settings.inject_usage
+        inject = settings.inject_usage
+        self._inject = inject if isinstance(inject, bool) else {self._canonical(k): v for k, v in inject.items()}
         self._metrics_path = settings.metrics_path
         token = settings.metrics_token
         self._metrics = metrics_app(self.tracker, token=token.get_secret_value() if token else None)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        # Frameworks type these three in their own ways; Litestar's are not Starlette's.
         kind = scope["type"]
         if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
+            await run_lifespan(self.app, self.tracker, scope, receive, send)
         elif kind != "http" or INSIDE in scope:
             await self.app(scope, receive, send)
         else:
-            await self._http({**scope, INSIDE: True}, receive, send)
-
-    # Life ---------------------------------------------------------------------------------------------------------
-
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watch_receive() -> Message:
-            nonlocal started
-            message = await receive()
-            if message["type"] == "lifespan.startup" and not started:
-                started = True
-                await self.tracker.start(strict=False)
-            return message
-
-        async def watch_send(message: Message) -> None:
-            nonlocal started
-            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed") and started:
-                started = False
-                await self.tracker.stop()
-            await send(message)
-
-        try:
-            await self.app(scope, watch_receive, watch_send)
-        finally:
-            if started:
-                await self.tracker.stop()
-
-    # HTTP ---------------------------------------------------------------------------------------------------------
+            await self._http({"headers": (), **scope, INSIDE: True}, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
+        path = route_path(scope)
         if self._metrics_path is not None and path == self._metrics_path:
             await self._metrics(scope, receive, send)
             return
         context = RequestContext(scope, lambda: self._identify(scope))
         token = current_request.set(context)
         try:
-            apis = find_apis(path) if scope["method"] == "POST" and self._routes.metered(path) else ()
+            apis = self._routes.apis(scope["method"], path)
             if apis:
                 await self._metered(apis, context, scope, receive, send)
             else:
-                await self._unmetered(scope, receive, send)
+                await self._unmetered(context, scope, receive, send)
         finally:
+            context.over = True
             current_request.reset(token)
 
     async def _identify(self, scope: Scope) -> Identity | None:
         found = await self._identifier.identify(scope)
         return found if isinstance(found, Identity) else None
 
-    async def _unmetered(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A route that is not metered. A budget that a block inside ran into still becomes a clean refusal."""
-        path_class = self._routes.path_class(scope["path"])
-        if self._routes.denies(scope["method"], scope["path"]):
-            self.tracker.metrics.refused("route", "unmetered")
-            await send_refusal(None, unmetered_route(new_call_id()), send)
+    async def _unmetered(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request that is not metered. A budget that a block inside ran into still becomes a clean refusal, also
+        where a framework has made an answer of 500 of it.
+        """
+        path = route_path(scope)
+        if self._routes.denies(scope["method"], path):
+            await self._refuse(None, unmetered_route(new_call_id()), send)
             return
         if scope["method"] == "POST":
-            self.tracker.metrics.unmetered(path_class)
-        started = False
+            self.tracker.metrics.unmetered(self._routes.path_class(path))
+        began, unanswered = False, None
 
         async def watch_send(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+            nonlocal began, unanswered
+            if message["type"] == "http.response.start" and not began:
+                unanswered = context.denied if message["status"] == 500 else None
+                began = unanswered is None
+            if unanswered is None:
+                await send(message)
 
         try:
             await self.app(scope, receive, watch_send)
-        except BudgetExceededError as error:
-            if started:
+        except Exception as error:
+            denied = error if isinstance(error, BudgetExceededError) else context.denied
+            if began or denied is None:
                 raise
-            await self._refuse_budget(None, error, new_call_id(), send)
+            await self._refuse_budget(None, denied, context, new_call_id(), send)
+            if denied is not error:
+                raise
+        else:
+            if unanswered is not None:
+                await self._refuse_budget(None, unanswered, context, new_call_id(), send)
+
+    # Metered requests -----------------------------------------------------------------------------------------------
 
     async def _metered(
         self, apis: tuple[Api, ...], context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
         call_id = new_call_id(self.tracker.clock())
         api = apis[0]
+        try:
+            identity = await self._who(scope, call_id)
+            context.identity = identity
+            intake = await self._take_in(apis, scope, receive, call_id)
+            api = intake.api or api
+            if intake.api is not None:
+                request, spec = self._specify(intake, call_id)
+                if request.end_user and identity.end_user is None:
+                    context.identity = identity = msgspec.structs.replace(identity, end_user=request.end_user)
+                call = context.call = await self._admit(identity, spec, call_id)
+        except ClientLeftError:
+            return
+        except RefusedError as refused:
+            await self._refuse(api, refused, send)
+            return
+        if intake.api is None:
+            await self._unmetered(context, scope, _replay(intake.body, receive), send)
+        else:
+            await self._run(api, request, call, context, scope, intake.body, receive, send)
+
+    async def _who(self, scope: Scope, call_id: str) -> Identity:
         try:
             await self.tracker.ready()
         except StoreError as error:
@@ -189,147 +222,132 @@ class AskiiMiddleware:
         try:
             found = await self._identifier.identify(scope)
         except StoreError as error:
-            await self._refuse_unavailable(api, error, call_id, send)
-            return
+            raise self._unavailable(error, call_id) from error
         if isinstance(found, IdentityFailure):
-            self.tracker.metrics.refused("identity", found.kind)
-            await send_refusal(api, unauthorized(found, call_id), send)
-            return
-        context.identity = identity = found
-        try:
-            body, plain, fields = await self._body(scope, receive)
-        except ClientLeftError:
-            return
-        except BodyTooLargeError:
-            self.tracker.metrics.refused("body", "too_large")
-            await send_refusal(api, too_large(self._max_body_bytes, call_id), send)
-            return
-        except UnreadableBodyError as error:
-            self.tracker.metrics.refused("body", "unreadable")
-            await send_refusal(api, invalid_request(str(error), call_id), send)
-            return
-        owner = None if fields is None else choose_api(apis, fields)
-        if owner is None or fields is None:
-            await self._unmetered(scope, _replay(body, receive), send)
-            return
-        api = owner
-        try:
-            request = api.parse(fields, len(plain))
-            if request.model is None:
-                request.model = self._default_model
-            if request.model is None:
-                raise InvalidRequestError("model: the request names no model, and no default_model is configured")  # noqa: TRY301
-        except InvalidRequestError as error:
-            self.tracker.metrics.refused("request", "invalid")
-            await send_refusal(api, invalid_request(str(error), call_id), send)
-            return
-        if identity.models and self.tracker.prices.canonical(request.model) not in identity.models:
-            self.tracker.metrics.refused("model", "not_allowed")
-            await send_refusal(api, model_not_allowed(request.model, call_id), send)
-            return
-        if request.end_user and identity.end_user is None:
-            identity = context.identity = msgspec.structs.replace(identity, end_user=request.end_user[:256])
-        try:
-            context.call = await self.tracker.admit(identity, _spec(api, request, request.model), call_id=call_id)
-        except BudgetExceededError as error:
-            await self._refuse_budget(api, error, call_id, send)
-            return
-        except UnknownModelError as error:
-            self.tracker.metrics.refused("model", "not_priced")
-            await send_refusal(api, model_not_priced(str(error), call_id), send)
-            return
-        except StoreError as error:
-            await self._refuse_unavailable(api, error, call_id, send)
-            return
-        await self._run(api, request, context, scope, body, plain, receive, send)
+            raise unauthorized(found, call_id)
+        return found
 
-    async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, bytes, dict[str, msgspec.Raw] | None]:
-        """The body as it came, without its encoding, and its top level."""
-        encoding = b""
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > self._max_body_bytes:
-                raise BodyTooLargeError
-            if name == b"content-encoding":
-                encoding = value
-        body = await read_body(receive, self._max_body_bytes)
-        plain = decoded(body, encoding, self._max_body_bytes) if encoding else body
-        return body, plain, parse_object(plain)
+    async def _take_in(self, apis: tuple[Api, ...], scope: Scope, receive: Receive, call_id: str) -> Intake:
+        try:
+            return await take_in(apis, scope, receive, self._max_body_bytes)
+        except BodyTooLargeError:
+            raise body_too_large(self._max_body_bytes, call_id) from None
+        except UnreadableBodyError as error:
+            raise unreadable_body(str(error), call_id) from error
+
+    def _specify(self, intake: Intake, call_id: str) -> tuple[CallRequest, CallSpec]:
+        assert intake.api is not None
+        try:
+            return specify(intake.api, intake.parsed, self._default_model)
+        except InvalidRequestError as error:
+            raise invalid_request(str(error), call_id) from error
+
+    async def _admit(self, identity: Identity, spec: CallSpec, call_id: str) -> Call:
+        if identity.models:
+            for model in (spec.model, *spec.other_models):
+                if not self._may_call(identity, model):
+                    raise model_not_allowed(model, call_id)
+        try:
+            return await self.tracker.admit(identity, spec, call_id=call_id)
+        except BudgetExceededError as error:
+            raise self._budget_refused(error, identity, call_id) from error
+        except UnknownModelError as error:
+            raise model_not_priced(str(error), call_id) from error
+        except StoreError as error:
+            raise self._unavailable(error, call_id) from error
+
+    def _may_call(self, identity: Identity, model: str) -> bool:
+        """A dated model belongs to its family unless it has a price of its own."""
+        allowed = {self._canonical(name) for name in identity.models}
+        return self._canonical(model) in allowed or self.tracker.concluder.shown(model) in allowed
 
     async def _run(
         self,
         api: Api,
         request: CallRequest,
+        call: Call,
         context: RequestContext,
         scope: Scope,
         body: bytes,
-        plain: bytes,
         receive: Receive,
         send: Send,
     ) -> None:
-        call = context.call
-        assert call is not None
-        inject = self._injects(call.model) and api.injects_usage(request, call.model)
-        change = Rewrite(
-            model=call.model if call.model != request.model or b"model" not in plain else None,
-            output_limit=call.write_output_limit,
-            inject_usage=inject,
-        )
-        if change.model is None and change.output_limit is None and not inject:
-            out = body
-        else:
-            out = api.rewrite(request, change)
-            scope = _with_body(scope, len(out), identity_only=inject)
-        state = scope.get("state")
-        if isinstance(state, dict):
-            state["askii_model"] = call.model
-        else:
-            scope["state"] = {"askii_model": call.model}
+        payer = None
+        if self._late_identifier is not None and call.identity.source == "default":
+            payer = self._late_identifier.identify
         metered = MeteredRequest(
-            self.tracker, api, call, context, out, receive, send, hide_usage=inject, expose_amounts=self._expose
+            self.tracker, api, call, context, receive, send, expose_amounts=self._expose, payer=payer
         )
         try:
+            metered.body = self._prepare(api, request, metered, scope, body)
             await self.app(scope, metered.receive, metered.send)
-            await metered.returned()
-        except BudgetExceededError as error:
-            if metered.started:
-                raise
-            await metered.close()
-            await self._refuse_budget(api, error, call.id, send)
+            await metered.ended()
         except asyncio.CancelledError:
             metered.cancelled()
             raise
+        except Exception as error:
+            denied = error if isinstance(error, BudgetExceededError) else context.denied
+            if metered.began or denied is None:
+                await metered.broke_off()
+                raise
+            await metered.close()
+            await self._refuse_budget(api, denied, context, call.id, send)
+            if denied is not error:
+                raise
+        else:
+            if metered.unanswered is not None:
+                await metered.close()
+                await self._refuse_budget(api, metered.unanswered, context, call.id, send)
         finally:
             await metered.close()
-            if self._state_attribute is not None:
-                self._notice_late_identity(scope, context, self._state_attribute)
+
+    def _prepare(self, api: Api, request: CallRequest, metered: MeteredRequest, scope: Scope, body: bytes) -> bytes:
+        """Change the request as its admission demands, and nothing else of it. Returns the body."""
+        model = metered.call.model
+        inject = metered.hide_usage = api.injects_usage(request, model) and self._injects(model)
+        change = Rewrite(
+            model=model if model != request.model else None,
+            output_limit=metered.call.write_output_limit,
+            inject_usage=inject,
+        )
+        if change.model is not None or change.output_limit is not None or inject:
+            body = api.rewrite(request, change)
+            scope["headers"] = _headers_for(scope["headers"], len(body), readable=inject)
+        extensions = scope.get("extensions")
+        if extensions and not _UNSEEN_BODIES.isdisjoint(extensions):
+            scope["extensions"] = {name: value for name, value in extensions.items() if name not in _UNSEEN_BODIES}
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
+        if isinstance(state, MutableMapping):
+            state["askii_model"] = model
+        return body
 
     def _injects(self, model: str) -> bool:
         if isinstance(self._inject, bool):
             return self._inject
-        return self._inject.get(model, self._inject.get("*", True))
+        return self._inject.get(self._canonical(model), self._inject.get("*", True))
 
-    def _notice_late_identity(self, scope: Scope, context: RequestContext, attribute: str) -> None:
-        """A tenant that appeared in the state only after the application ran was not the one whose budget was
-        checked: say so loudly, because it is an error in the order of the middleware.
-        """
-        late = late_tenant(scope, attribute)
-        if context.identity is not None and late is not None and late != context.identity.tenant:
-            self.tracker.metrics.late_identity()
-            logger.error(
-                "the tenant appeared in request.state after AskiiMiddleware had admitted the call as %r: the "
-                "middleware that sets it must run first (add it after AskiiMiddleware), or use identify=...",
-                context.identity.tenant,
-            )
+    # Refusals -------------------------------------------------------------------------------------------------------
 
-    async def _refuse_unavailable(self, api: Api, error: StoreError, call_id: str, send: Send) -> None:
+    async def _refuse(self, api: Api | None, refused: RefusedError, send: Send) -> None:
+        self.tracker.metrics.refused(refused.scope_kind, refused.reason)
+        await send_refusal(api, refused.refusal, send)
+
+    async def _refuse_budget(
+        self, api: Api | None, error: BudgetExceededError, context: RequestContext, call_id: str, send: Send
+    ) -> None:
+        await self._refuse(api, self._budget_refused(error, context.identity, call_id), send)
+
+    def _budget_refused(self, error: BudgetExceededError, identity: Identity | None, call_id: str) -> RefusedError:
+        return budget_refused(
+            error, call_id, identity=identity, status=self._budget_status, expose_amounts=self._expose
+        )
+
+    @staticmethod
+    def _unavailable(error: StoreError, call_id: str) -> RefusedError:
         logger.error("call %s refused: %s", call_id, error)
-        self.tracker.metrics.refused("ledger", "unavailable")
-        await send_refusal(api, ledger_unavailable(call_id), send)
-
-    async def _refuse_budget(self, api: Api | None, error: BudgetExceededError, call_id: str, send: Send) -> None:
-        refusal = budget_refusal(error, call_id, status=self._budget_status, expose_amounts=self._expose)
-        self.tracker.metrics.refused(refusal.scope_kind or "global", error.reason)
-        await send_refusal(api, refusal, send)
+        return ledger_unavailable(call_id)
 
 
 def _identifier(settings: Settings, tracker: CostTracker, identify: Callable[[Scope], Any] | None) -> Identifier:
@@ -337,27 +355,6 @@ def _identifier(settings: Settings, tracker: CostTracker, identify: Callable[[Sc
     if identify is None:
         return Identifier.from_settings(settings, keys, clock=tracker.clock)
     return Identifier((identify,), default_tenant=settings.default_tenant)
-
-
-def _spec(api: Api, request: CallRequest, model: str) -> CallSpec:
-    limit = request.output_limit if request.output_limit is not None else api.default_output_limit
-    return CallSpec(
-        model=model,
-        api=api.name,
-        family=api.family,
-        kind=api.kind,
-        provider=api.provider,
-        input_tokens=request.input_bound,
-        # About four bytes a token, where the parser does not know better: a call without usage is never free.
-        input_estimate=request.input_estimate or -(-request.input_bound // 4),
-        output_tokens=None if limit is None else limit * request.choices,
-        choices=request.choices,
-        remote_input=request.remote_input,
-        media=request.media,
-        stream=request.stream,
-        service_tier=request.service_tier,
-        other_models=request.other_models,
-    )
 
 
 def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
@@ -374,14 +371,13 @@ def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
     return replay
 
 
-def _with_body(scope: Scope, length: int, *, identity_only: bool) -> Scope:
-    """The scope for a rewritten body: its length, no encoding, and no transfer coding."""
-    dropped = {b"content-length", b"content-encoding", b"transfer-encoding"}
-    if identity_only:
-        # Usage that is to be taken out of the stream again must be readable.
-        dropped.add(b"accept-encoding")
-    headers = [header for header in scope["headers"] if header[0] not in dropped]
-    headers.append((b"content-length", b"%d" % length))
-    if identity_only:
-        headers.append((b"accept-encoding", b"identity"))
-    return {**scope, "headers": headers}
+def _headers_for(headers: Iterable[tuple[bytes, bytes]], length: int, *, readable: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of a rewritten body: its length, and no encoding or transfer coding. `readable`: the answer must be
+    read to take something out of it again, so it is asked for without encoding.
+    """
+    dropped = _READABLE_REPLACES if readable else _REWRITE_REPLACES
+    kept = [header for header in headers if header[0].lower() not in dropped]
+    kept.append((b"content-length", b"%d" % length))
+    if readable:
+        kept.append((b"accept-encoding", b"identity"))
+    return kept

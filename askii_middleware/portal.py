@@ -1,35 +1,38 @@
-"""Running the tracker's coroutines from synchronous code."""
+"""Running a tracker's coroutines from synchronous code."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
 import contextvars
+import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from .tracker import CostTracker
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+Make = Callable[[], Coroutine[Any, Any, T]]
 
-_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+EXIT_S = 5.0
+"""How long the end of the process waits for charges and deliveries."""
 
 
-def run_sync(tracker: CostTracker, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_sync(tracker: CostTracker, make: Make[T]) -> T:
     """Run a coroutine of a tracker and wait for it, from a thread without an event loop.
 
-    A tracker that runs on some loop is served there; one that has not started gets a loop in a thread of its own.
-    Raises RuntimeError on the tracker's own loop, which cannot wait for itself.
+    A tracker that runs on some loop is served there; one that has not started gets the loop of a thread of its own,
+    which ends with the process and stops the tracker then. Raises RuntimeError on the tracker's own loop, which cannot
+    wait for itself.
     """
-    try:
-        running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-    except RuntimeError:
-        running = None
-    loop = tracker.loop if tracker.loop is not None and not tracker.loop.is_closed() else _portal_loop()
-    if running is loop:
+    loop = tracker.loop or _portal.loop_for(tracker)
+    if _running_loop() is loop:
         raise RuntimeError(
             "a synchronous function under @tracked was called on the event loop that serves its tracker: call it in a "
             "thread (await asyncio.to_thread(...)), or make it async"
@@ -40,20 +43,79 @@ def run_sync(tracker: CostTracker, make: Callable[[], Coroutine[Any, Any, T]]) -
         # The request's context variables belong to the calling thread.
         return await asyncio.get_running_loop().create_task(make(), context=context)
 
-    return asyncio.run_coroutine_threadsafe(in_context(), loop).result()
+    running = asyncio.run_coroutine_threadsafe(in_context(), loop)
+    try:
+        return running.result()
+    except BaseException:
+        # Interrupted, such as by Ctrl-C: what was begun here ends too. Where it has ended, this does nothing.
+        running.cancel()
+        raise
 
 
-def _portal_loop() -> asyncio.AbstractEventLoop:
-    global _loop  # noqa: PLW0603 - one thread serves all synchronous code of the process
-    with _lock:
-        if _loop is None or _loop.is_closed():
-            _loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=_loop.run_forever, name="askii-portal", daemon=True)
-            thread.start()
-            atexit.register(_stop, _loop, thread)
-        return _loop
+def run_or_leave(tracker: CostTracker, make: Make[None]) -> None:
+    """Like `run_sync`; on the tracker's own loop the coroutine runs soon after this has returned."""
+    loop = _running_loop()
+    if loop is None or loop is not tracker.loop:
+        run_sync(tracker, make)
+        return
+    task = loop.create_task(make())
+    _left.add(task)
+    task.add_done_callback(_left.discard)
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=5)
+_left: set[asyncio.Task[None]] = set()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class _Portal:
+    """One thread with an event loop for all synchronous code of the process. A fork begins without one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._trackers: WeakSet[CostTracker] = WeakSet()
+
+    def loop_for(self, tracker: CostTracker) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            self._trackers.add(tracker)
+            if self._loop is None:
+                loop = self._loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="askii-portal", daemon=True)
+                thread.start()
+                pid = os.getpid()
+                _before_exit(lambda: self._stop(loop, thread) if os.getpid() == pid else None)
+            return self._loop
+
+    def _stop(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+        for tracker in list(self._trackers):
+            if tracker.loop is loop:
+                try:
+                    asyncio.run_coroutine_threadsafe(tracker.stop(flush_s=EXIT_S / 2), loop).result(EXIT_S)
+                except Exception:
+                    logger.exception("the tracker of synchronous code could not be stopped cleanly")
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(EXIT_S)
+        if not thread.is_alive():
+            loop.close()
+
+
+def _before_exit(stop: Callable[[], None]) -> None:
+    """Call `stop` at the end of the process while threads can still be used; `atexit` alone comes after that."""
+    getattr(threading, "_register_atexit", atexit.register)(stop)
+
+
+_portal = _Portal()
+
+
+def _after_fork() -> None:
+    global _portal  # noqa: PLW0603 - the thread stayed in the parent process
+    _portal = _Portal()
+
+
+os.register_at_fork(after_in_child=_after_fork)

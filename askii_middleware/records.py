@@ -83,4 +83,6 @@ _TAIL = b',"late":false,"askii_coins":0}'
 
 def encode_settled_part(record: UsageRecord) -> bytes:
     """The record without `late` and `askii_coins`, which the store appends in the settling transaction."""
+    if record.late or record.askii_coins:
+        raise ValueError(f"record {record.call_id}: late and askii_coins are the store's to say")
     return _encode(record)[: -len(_TAIL)] + b"}"

@@ -1,34 +1,51 @@
-"""Refusals: what is said, and how it is sent in the envelope of the API that was called."""
+"""Refusals: what is said, how it is counted, and how it is sent in the envelope of the API that was called."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
+from .budgets import scope_text
 from .errors import BudgetExceededError
 from .headers import RawHeaders, iso
 from .identify import IdentityFailure
+from .providers import find_apis
 from .providers.base import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import Send
 
+    from .identity import Identity
     from .providers.base import Api
 
 HELD_RETRY_S = 1
 LEDGER_RETRY_S = 2
+_ENVELOPE = find_apis("/chat/completions")[0]
+"""Outside of any API, refusals look like OpenAI's."""
 
 
-def budget_refusal(error: BudgetExceededError, call_id: str, *, status: int, expose_amounts: bool) -> Refusal:
-    """402 (or the configured status) when the money is spent, 429 when running calls hold what is left."""
+class RefusedError(Exception):
+    """Ends a request that may not run: the answer, and the two labels it is counted under."""
+
+    def __init__(self, refusal: Refusal, scope_kind: str, reason: str) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+        self.scope_kind = scope_kind
+        self.reason = reason
+
+
+def budget_refused(
+    error: BudgetExceededError, call_id: str, *, identity: Identity | None, status: int, expose_amounts: bool
+) -> RefusedError:
+    """402 (or the configured status) when the money is spent, 429 when running calls hold what is left. Amounts are
+    said of budgets of the caller's own only: what others share a budget with, or have, is not for everyone.
+    """
     kind = ",".join(part.partition("=")[0] for part in error.scope.split(","))
     held = error.reason == "held"
-    if expose_amounts and kind.split(",")[0] in ("tenant", "key", "user"):
+    if expose_amounts and identity is not None and _is_own(error.scope, identity):
         message = error.message
     else:
-        # A budget that others share says nothing about their spend.
         message = f"a {kind} budget " + ("is held by running calls; try again shortly" if held else "is spent")
-    return Refusal(
+    refusal = Refusal(
         status=429 if held else status,
         code="budget_held" if held else "budget_exceeded",
         message=message,
@@ -38,78 +55,74 @@ def budget_refusal(error: BudgetExceededError, call_id: str, *, status: int, exp
         retry_after_s=HELD_RETRY_S if held else None,
         call_id=call_id,
     )
+    return RefusedError(refusal, kind, error.reason)
 
 
-def unauthorized(failure: IdentityFailure, call_id: str) -> Refusal:
+def _is_own(scope: str, identity: Identity) -> bool:
+    """Whether a scope begins with the caller's own tenant, key or user."""
+    first = scope.partition(",")[0]
+    name = first.partition("=")[0]
+    value = getattr(identity, name) if name in ("tenant", "key", "user") else None
+    return value is not None and first == scope_text({name: value})
+
+
+def unauthorized(failure: IdentityFailure, call_id: str) -> RefusedError:
     code = "unauthorized" if failure.status == 401 else "forbidden"
-    return Refusal(status=failure.status, code=code, message=failure.message, call_id=call_id)
+    refusal = Refusal(status=failure.status, code=code, message=failure.message, call_id=call_id)
+    return RefusedError(refusal, "identity", failure.kind)
 
 
-def invalid_request(message: str, call_id: str) -> Refusal:
-    return Refusal(status=400, code="invalid_request", message=message, call_id=call_id)
+def invalid_request(message: str, call_id: str) -> RefusedError:
+    refusal = Refusal(status=400, code="invalid_request", message=message, call_id=call_id)
+    return RefusedError(refusal, "request", "invalid")
 
 
-def model_not_priced(message: str, call_id: str) -> Refusal:
-    return Refusal(status=400, code="model_not_priced", message=message, call_id=call_id)
+def unreadable_body(message: str, call_id: str) -> RefusedError:
+    refusal = Refusal(status=400, code="invalid_request", message=message, call_id=call_id)
+    return RefusedError(refusal, "body", "unreadable")
 
 
-def model_not_allowed(model: str, call_id: str) -> Refusal:
-    message = f"this key may not call the model {model[:256]!r}"
-    return Refusal(status=403, code="model_not_allowed", message=message, call_id=call_id)
-
-
-def too_large(limit: int, call_id: str) -> Refusal:
+def body_too_large(limit: int, call_id: str) -> RefusedError:
     message = f"the request body is larger than {limit} bytes (max_body_bytes)"
-    return Refusal(status=413, code="request_too_large", message=message, call_id=call_id)
+    refusal = Refusal(status=413, code="request_too_large", message=message, call_id=call_id)
+    return RefusedError(refusal, "body", "too_large")
 
 
-def unmetered_route(call_id: str) -> Refusal:
+def model_not_priced(message: str, call_id: str) -> RefusedError:
+    refusal = Refusal(status=400, code="model_not_priced", message=message, call_id=call_id)
+    return RefusedError(refusal, "model", "not_priced")
+
+
+def model_not_allowed(model: str, call_id: str) -> RefusedError:
+    message = f"this key may not call the model {model[:256]!r}"
+    refusal = Refusal(status=403, code="model_not_allowed", message=message, call_id=call_id)
+    return RefusedError(refusal, "model", "not_allowed")
+
+
+def unmetered_route(call_id: str) -> RefusedError:
     message = "this route is not metered, and this service refuses unmetered requests"
-    return Refusal(status=404, code="route_not_metered", message=message, call_id=call_id)
+    refusal = Refusal(status=404, code="route_not_metered", message=message, call_id=call_id)
+    return RefusedError(refusal, "route", "unmetered")
 
 
-def ledger_unavailable(call_id: str) -> Refusal:
+def ledger_unavailable(call_id: str) -> RefusedError:
     message = "the ledger is not reachable, so the call cannot be admitted; try again shortly"
-    return Refusal(
+    refusal = Refusal(
         status=503, code="ledger_unavailable", message=message, retry_after_s=LEDGER_RETRY_S, call_id=call_id
     )
+    return RefusedError(refusal, "ledger", "unavailable")
 
 
 async def send_refusal(api: Api | None, refusal: Refusal, send: Send) -> None:
-    """Answer with a refusal; outside of any API in the OpenAI shape."""
-    headers: RawHeaders
-    if api is not None:
-        body, headers = api.refusal(refusal)
-    else:
-        body, headers = _plain(refusal)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": refusal.status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"x-askii-call-id", refusal.call_id.encode()),
-                *headers,
-            ],
-        }
-    )
+    """Answer with a refusal in an API's envelope."""
+    body, more = (api or _ENVELOPE).refusal(refusal)
+    headers: RawHeaders = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-askii-call-id", refusal.call_id.encode()),
+        *more,
+    ]
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _plain(refusal: Refusal) -> tuple[bytes, RawHeaders]:
-    error = {
-        "message": refusal.message,
-        "type": refusal.code,
-        "param": None,
-        "code": refusal.code,
-        "reason": refusal.reason,
-        "scope_kind": refusal.scope_kind,
-        "resets_at": refusal.resets_at,
-    }
-    headers: RawHeaders = []
-    if refusal.retry_after_s is None:
-        headers.append((b"x-should-retry", b"false"))
-    else:
-        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
-    return json.dumps({"error": error}).encode(), headers

@@ -1,20 +1,35 @@
-"""Which paths are metered, and what happens to the others."""
+"""Which requests are metered, and what happens to the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from posixpath import normpath
+from typing import TYPE_CHECKING, Any, Literal
+
+from .providers import find_apis
 
 if TYPE_CHECKING:
+    from .providers.base import Api
     from .settings import Settings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_CLASS_CHARS = 64
 
 
+def route_path(scope: Mapping[str, Any]) -> str:
+    """The path below the place where the application is mounted. Servers and frameworks differ in whether `path`
+    begins with `root_path`; this is the same for both.
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path") or ""
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
+
+
 class Routes:
-    """Patterns are shell-style (`/internal/*`) and match the whole path.
+    """Patterns are shell-style (`/internal/*`) and match the whole path below the mount.
 
     Args:
         include: where given, only these paths are metered.
@@ -41,8 +56,21 @@ class Routes:
         routes = settings.routes
         return cls(include=routes.include, exclude=routes.exclude, exempt=routes.exempt, unmetered=settings.unmetered)
 
-    def metered(self, path: str) -> bool:
-        """Whether a known API under this path is metered."""
+    def apis(self, method: str, path: str) -> tuple[Api, ...]:
+        """The APIs a request may belong to; empty if it is not metered.
+
+        What somebody further on may read as one of their paths counts as that path: some servers ignore the case of
+        paths and repeated slashes, some clients resolve dots, and some upper-case methods.
+        """
+        if method != "POST" and method.upper() != "POST":
+            return ()
+        plain = normpath(path) if "//" in path or "/." in path else path
+        found = find_apis(plain)
+        if not plain.islower():
+            found += find_apis(plain.lower())
+        return found if found and self._chosen(path) else ()
+
+    def _chosen(self, path: str) -> bool:
         if self._exclude and any(fnmatchcase(path, pattern) for pattern in self._exclude):
             return False
         return not self._include or any(fnmatchcase(path, pattern) for pattern in self._include)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import StoreError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .budgets import BudgetIndex
     from .delivery import DeliveryLoop
     from .metrics import Metrics
+    from .sinks.base import Sink
     from .stores.base import Store
     from .writer import LedgerWriter
 
@@ -31,37 +33,59 @@ def worker_name() -> str:
 
 
 class Session:
-    """Starts, keeps alive and ends the work on one store. Times here are monotonic: they bound our own trust."""
+    """Starts, keeps alive and ends the work on one store. Times here are monotonic: they bound our own trust.
+
+    It belongs to one event loop at a time. When that is gone (a second `asyncio.run`, a fork), the next use opens it
+    again on the loop that runs then.
+
+    Args:
+        new_delivery: makes a delivery loop for the given owner; asked at each start, because an owner is one process
+            and a loop's tasks belong to one event loop.
+    """
 
     def __init__(
         self,
         store: Store,
         index: BudgetIndex,
         writer: LedgerWriter,
-        delivery: DeliveryLoop,
         metrics: Metrics,
         *,
-        sinks: Sequence[str],
+        sinks: Sequence[Sink],
+        new_delivery: Callable[[str], DeliveryLoop],
         hold_ttl_s: float,
         outbox_max_pending: int,
     ) -> None:
         self._store = store
         self._index = index
         self._writer = writer
-        self._delivery = delivery
         self._metrics = metrics
         self._sinks = tuple(sinks)
+        self._new_delivery = new_delivery
+        self._delivery: DeliveryLoop | None = None
         self._hold_ttl_s = hold_ttl_s
         self._outbox_max_pending = outbox_max_pending
         self._outbox_full = False
         self._users = 0
         self._alive_until_s = 0.0
         self._next_try_s = 0.0
-        self._turn: asyncio.Lock | None = None
         self._background: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
+        self._beating = asyncio.Lock()
+        self._pid = 0
+        self._moved = False
+        """The sinks may still have connections of an event loop that is gone."""
         self.worker = worker_name()
         self.is_ready = False
         self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop it belongs to, from the first attempt to open it until it is closed."""
+
+    @property
+    def running_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that serves this session, if that can be waited for."""
+        loop = self.loop
+        return loop if loop is not None and self._pid == os.getpid() and loop.is_running() else None
+
+    # Start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self, *, strict: bool) -> None:
         """Open the ledger and start heartbeat and delivery. Without `strict` an unreachable store is tried again at
@@ -71,56 +95,151 @@ class Session:
         try:
             await self.ready()
         except StoreError as error:
-            if strict:
-                self._users -= 1
-                raise
-            logger.error("the ledger %s is not reachable: %s", self._store.url, error)  # noqa: TRY400
-            self._tend_in_background()
+            if not strict:
+                logger.error("the ledger %s is not reachable: %s", self._store.url, error)  # noqa: TRY400
+                self._tend_in_background()
+                return
+            self._users -= 1
+            if not self._users and self._background is None:
+                await self._close()
+            raise
+        except BaseException:
+            self._users -= 1
+            raise
 
-    async def leave(self) -> bool:
+    def leave(self) -> bool:
         """One user less. True: it was the last, and everything is to be stopped."""
         self._users = max(self._users - 1, 0)
         return self._users == 0
 
     async def stop(self, flush_s: float) -> None:
-        """Write and deliver what is left within `flush_s`, then close."""
-        await self._writer.drain(flush_s)
-        if self._background is not None:
-            self._background.cancel()
-            await asyncio.wait([self._background])
-            self._background = None
-        if self.is_ready:
-            await self._writer.replay()
-            await self._delivery.flush(flush_s)
-            await self._delivery.stop(flush_s)
-        await self._writer.close()
-        await self._store.close()
+        """Write and deliver what is left within `flush_s`, then close. Cut short, it closes all the same."""
+        try:
+            if self.loop is asyncio.get_running_loop():
+                await self._end_background()
+                await self._writer.drain(flush_s)
+                if self.is_ready:
+                    async with asyncio.timeout(flush_s):
+                        await self._writer.replay()
+                delivery, self._delivery = self._delivery, None
+                if delivery is not None:
+                    await delivery.stop(flush_s)
+        except TimeoutError:
+            logger.warning("not everything could be written within %g s; the rest waits for the next start", flush_s)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        """Let go of everything, each thing even if another one resists."""
+        delivery, self._delivery = self._delivery, None
         self.is_ready = False
-        self.loop = self._turn = None
+        async with contextlib.AsyncExitStack() as stack:
+            for sink in self._sinks:
+                stack.push_async_callback(sink.close)
+            stack.push_async_callback(self._store.close)
+            stack.push_async_callback(self._writer.close)
+            if self.loop is asyncio.get_running_loop():
+                if delivery is not None:
+                    stack.push_async_callback(delivery.stop, 0.0)
+                stack.push_async_callback(self._end_background)
+            self.loop = self._background = None
+
+    async def _end_background(self) -> None:
+        background, self._background = self._background, None
+        if background is not None:
+            background.cancel()
+            await asyncio.wait([background])
+
+    def _come_here(self) -> None:
+        """Belong to the running event loop. Raises RuntimeError while another one still serves this tracker."""
+        here = asyncio.get_running_loop()
+        if self.loop is here:
+            return
+        forked = self._pid != os.getpid()
+        if self.running_loop is not None:
+            raise RuntimeError(
+                "this tracker already runs on another event loop, in another thread: give each loop a tracker of its "
+                "own, or call from synchronous code with @tracked, which finds the right loop"
+            )
+        if forked:
+            self.worker = worker_name()
+            self._alive_until_s = 0.0
+        self._pid = os.getpid()
+        self._moved = self._moved or self.loop is not None
+        self.loop = here
+        self.is_ready = False
+        self._background = self._delivery = None
+        self._next_try_s = 0.0
+        self._opening = asyncio.Lock()
+        self._beating = asyncio.Lock()
+
+    # Standing -----------------------------------------------------------------------------------------------------
 
     async def ready(self) -> None:
         """Open the ledger unless it is open. Raises StoreError at once while a failed try is a moment ago."""
-        if self.is_ready:
+        if self.is_ready and self.loop is asyncio.get_running_loop():
             return
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        async with self._turn:
+        self._come_here()
+        async with self._opening:
             if self.is_ready:
                 return
             now_s = time.monotonic()
             if now_s < self._next_try_s:
                 raise StoreError(f"the ledger {self._store.url} is not reachable; trying again within a second")
-            self._next_try_s = now_s + RECONNECT_S
-            await self._writer.open()
-            await self._store.open()
-            await self.beat()
-            self._index.update(*await self._store.forms())
-            await self._store.register_sinks(self._sinks)
-            self.loop = asyncio.get_running_loop()
+            try:
+                await self._open()
+            except StoreError:
+                self._next_try_s = now_s + RECONNECT_S
+                raise
             self.is_ready = True
-            self._next_try_s = 0.0
+        self._delivery = self._new_delivery(worker_name())
         self._delivery.start()
         self._tend_in_background()
+
+    async def _open(self) -> None:
+        if self._moved:
+            for sink in self._sinks:
+                # To close a connection of an event loop that is gone may fail; what counts is that it is let go.
+                with contextlib.suppress(Exception):
+                    await sink.close()
+            self._moved = False
+        await self._writer.open()
+        await self._store.open()
+        await self._beat()
+        self._index.update(*await self._store.forms())
+        await self._store.register_sinks([sink.name for sink in self._sinks])
+
+    def wake(self) -> None:
+        """Something new is in the outbox."""
+        if self._delivery is not None:
+            self._delivery.wake()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write and deliver what waits, within `timeout_s`."""
+        await self._writer.drain(timeout_s)
+        await self._writer.replay()
+        if self._delivery is not None:
+            await self._delivery.flush(timeout_s)
+
+    async def can_hold(self) -> None:
+        """Raise StoreError where a new call's charge would find no place; refresh a stale heartbeat."""
+        if not self.is_ready or self.loop is not asyncio.get_running_loop():
+            await self.ready()
+        refusal = self._writer.refuses
+        if refusal is None and self._outbox_full:
+            refusal = "the outbox is full: records wait for their sinks (see askii_outbox_pending)"
+        if refusal is not None:
+            raise StoreError(refusal)
+        if time.monotonic() > self._alive_until_s:
+            async with self._beating:
+                if time.monotonic() > self._alive_until_s:
+                    await self._beat()
+
+    async def revive(self, worker: str) -> None:
+        """The store takes `worker` for dead, perhaps because the machine slept: go on under a new name."""
+        async with self._beating:
+            if self.worker == worker:
+                await self._beat()
 
     def _tend_in_background(self) -> None:
         if self._background is None or self._background.done():
@@ -132,8 +251,8 @@ class Session:
         while True:
             try:
                 await self.ready()
-                self._metrics.flush()
-                await self.beat()
+                async with self._beating:
+                    await self._beat()
                 await self._writer.replay()
                 await self._writer.adopt_orphans()
                 waiting = await self._store.pending()
@@ -141,10 +260,14 @@ class Session:
             except (StoreError, TimeoutError) as error:
                 self._metrics.store_error("heartbeat")
                 logger.warning("heartbeat: %s", error)
-            troubled = self._writer.waiting or not self.is_ready
+            except Exception:  # without heartbeats every hold would expire
+                self._metrics.store_error("heartbeat")
+                logger.exception("heartbeat")
+            self._metrics.flush()
+            troubled = self._writer.waiting or self._outbox_full or not self.is_ready
             await asyncio.sleep(min(calm_s, RECONNECT_S) if troubled else calm_s)
 
-    async def beat(self) -> None:
+    async def _beat(self) -> None:
         """Keep our holds alive. Where they had expired, they will settle as late, and we go on under a new name."""
         before_s = time.monotonic()
         if not await self._store.heartbeat(self.worker, self._hold_ttl_s):
@@ -154,15 +277,3 @@ class Session:
             await self._store.heartbeat(self.worker, self._hold_ttl_s)
         # Our own deadline comes first, so that we never hold under a name the store has given up.
         self._alive_until_s = before_s + self._hold_ttl_s * 0.9
-
-    async def can_hold(self) -> None:
-        """Raise StoreError where a new call's charge would find no place; refresh a stale heartbeat."""
-        if not self.is_ready:
-            await self.ready()
-        refusal = self._writer.refuses
-        if refusal is None and self._outbox_full:
-            refusal = "the outbox is full: records wait for their sinks (see askii_outbox_pending)"
-        if refusal is not None:
-            raise StoreError(refusal)
-        if time.monotonic() > self._alive_until_s:
-            await self.beat()

@@ -58,9 +58,10 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
 
     Reported usage is always charged, raised to what visibly passed where the answer broke off after it. Without any:
     a complete answer costs what passed, else the hold; one whose client left, the prompt as estimated and what
-    passed; one that broke off, the prompt's bound and what passed; an error answer, or none at all, costs nothing.
+    passed; one that broke off, the prompt's bound and what passed; an error or a redirect (which brings the client
+    back with a call of its own), or no answer at all, costs nothing.
     """
-    refused = ending.status is not None and ending.status >= 400
+    refused = ending.status is not None and ending.status >= 300
     whole = report.finished or (ending.complete and not report.failed)
     outcome: CallOutcome = "completed"
     if not whole:
@@ -120,7 +121,7 @@ class Conclusion:
 
     verdict: Verdict
     parts: tuple[Part, ...] = ()
-    billed: Billed = Billed(0, (), False)  # noqa: RUF009 - immutable
+    billed: Billed = Billed(0, (), False)
     flagged: bool = False
     """The served model has no price; the requested one's was used."""
     service_tier: str | None = None
@@ -131,7 +132,7 @@ def bill(parts: Sequence[Part]) -> Billed:
     """Price every part at its own model. Buckets of further models carry the model's name before a colon."""
     charges: list[Charge] = []
     total, unpriced = 0, False
-    for index, part in enumerate(parts):
+    for part in parts:
         if part.price is None:
             unpriced = True
             continue
@@ -140,7 +141,7 @@ def bill(parts: Sequence[Part]) -> Billed:
         unpriced = unpriced or priced.unpriced
         charges.extend(
             priced.charges
-            if index == 0
+            if part.model == parts[0].model
             else (
                 Charge(bucket=f"{part.model}:{c.bucket}", quantity=c.quantity, nano_usd=c.nano_usd)
                 for c in priced.charges
@@ -177,16 +178,8 @@ def build(
     provider: str = "",
 ) -> tuple[UsageRecord, Settlement]:
     """The record of a finished call and the settlement that writes it. Pure, so a journal can hold the result."""
-    usages = [part.usage for part in parts]
-    counts = UsageCounts(
-        input_tokens=sum(u.input_tokens for u in usages),
-        output_tokens=sum(u.output_tokens for u in usages),
-        cached_input_tokens=sum(u.cached_input_tokens for u in usages),
-        cache_write_tokens=sum(u.cache_write_tokens for u in usages),
-        reasoning_tokens=sum(u.reasoning for u in usages),
-        audio_input_tokens=sum(u.audio_input_tokens for u in usages),
-        audio_output_tokens=sum(u.output_audio for u in usages),
-    )
+    counts = [_counts(part.usage) for part in parts]
+    total = counts[0] if len(counts) == 1 else _sum(counts)
     identity, spec = call.identity, call.spec
     served = parts[0].model if parts else call.model
     record = UsageRecord(
@@ -212,10 +205,10 @@ def build(
         outcome=outcome,
         status=ending_status,
         estimated=estimated,
-        anomalous=flagged or any(u.anomalous for u in usages),
+        anomalous=flagged or any(part.usage.anomalous for part in parts),
         unpriced=billed.unpriced,
         duration_ms=duration_ms,
-        usage=counts,
+        usage=total,
         charges=billed.charges,
         cost_nano_usd=billed.nano_usd,
         price_version=price_version,
@@ -236,6 +229,22 @@ def build(
         aggregates=tuple(_aggregates(record)),
         record=encode_settled_part(record),
     )
+
+
+def _counts(usage: TokenUsage) -> UsageCounts:
+    return UsageCounts(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        reasoning_tokens=usage.reasoning,
+        audio_input_tokens=usage.audio_input_tokens,
+        audio_output_tokens=usage.output_audio,
+    )
+
+
+def _sum(counts: Sequence[UsageCounts]) -> UsageCounts:
+    return UsageCounts(**{name: sum(getattr(c, name) for c in counts) for name in UsageCounts.__struct_fields__})
 
 
 def _aggregates(record: UsageRecord) -> Iterable[AggregateRow]:

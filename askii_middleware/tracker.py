@@ -7,35 +7,33 @@ the money is decided stands in `admission` (may it run?), `settling` (what did i
 from __future__ import annotations
 
 import asyncio
-import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import msgspec
-
-from .admission import Admission
+from .admission import Admission, Candidate
 from .admitting import DEFAULT_PRICE, Admitter, Option, exceeded
 from .block import TrackedBlock
 from .budgets import Budget, BudgetIndex
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
+from .charging import Charging
 from .concluding import Concluder
-from .currency import RateSource
+from .currency import Rate, RateSource
+from .deferrals import Deferrals
 from .delivery import DeliveryLoop
 from .enforcer import BudgetEnforcer, CostCalculator
-from .errors import ConfigurationError, StoreError, UnknownModelError
+from .errors import ConfigurationError, StoreError
 from .fallbacks import Fallbacks
 from .identity import Identity
 from .journal import Journal
 from .metrics import Metrics
 from .pricing import ModelPrice, Price, PriceBook, PricingConfig
-from .records import UsageRecord
 from .reports import Reports
-from .session import Session, worker_name
-from .settling import Billed, Conclusion, Verdict, build
+from .session import Session
 from .stores import open_store
-from .stores.base import Store
-from .usage import TokenUsage
+from .stores.base import DeadWorkerError, Store, UnwritableError
+from .waiting import bounded
 from .writer import LedgerWriter
 
 if TYPE_CHECKING:
@@ -44,12 +42,10 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .sinks.base import Sink
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_STORE = "sqlite:///askii.db"
 
 
-class CostTracker(Reports):
+class CostTracker(Charging, Reports):
     """Budgets, metering and billing for one process.
 
     Args:
@@ -123,6 +119,7 @@ class CostTracker(Reports):
         self.cost_calculator = CostCalculator(self)
         self.block_grace_s = block_grace_s
         self.clock = clock
+        self._settle_timeout_s = settle_timeout_s
         self._allow_unheld = on_store_error == "allow"
         self._subscription_of = subscription_of
         journal_path = journal_path or _journal_beside(self.store.url)
@@ -142,9 +139,7 @@ class CostTracker(Reports):
         self._writer = LedgerWriter(
             self.store, journal, settle_timeout_s=settle_timeout_s, on_store_error=self.metrics.store_error
         )
-        self._delivery = DeliveryLoop(
-            self.store, self.sinks, clock=clock, owner=worker_name(), on_result=self.metrics.sink_events
-        )
+        self.deferrals = Deferrals()
         for sink in self.sinks:
             bind = getattr(sink, "bind", None)
             if bind is not None:
@@ -153,13 +148,14 @@ class CostTracker(Reports):
             self.store,
             self.index,
             self._writer,
-            self._delivery,
             self.metrics,
-            sinks=names,
+            sinks=self.sinks,
+            new_delivery=lambda owner: DeliveryLoop(
+                self.store, self.sinks, clock=clock, owner=owner, on_result=self.metrics.sink_events
+            ),
             hold_ttl_s=hold_ttl_s,
             outbox_max_pending=outbox_max_pending,
         )
-        self._graces: set[asyncio.Task[None]] = set()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CostTracker:
@@ -181,31 +177,30 @@ class CostTracker(Reports):
         """Open the ledger and start heartbeat and delivery. Counted: as many `stop`s as `start`s end it.
 
         Without `strict` an unreachable store is no error: it is tried again at every call and every heartbeat.
+        Raises StoreError, and ConfigurationError for fallbacks that cannot work.
         """
+        self.fallbacks.check(unpriced_allowed=self.unknown_price != "reject")
         await self._session.start(strict=strict)
 
     async def stop(self, *, flush_s: float = 5.0) -> None:
-        """Flush what can be delivered within `flush_s` and close. What is left stays in the outbox."""
-        if not await self._session.leave():
+        """Settle what is pending, flush what can be delivered within `flush_s`, and close. What is left stays in the
+        outbox.
+        """
+        if not self._session.leave():
             return
-        for grace in list(self._graces):
-            grace.cancel()
-        if self._graces:
-            await asyncio.wait(self._graces, timeout=flush_s)
-        await self._session.stop(flush_s)
-        for sink in self.sinks:
-            await sink.close()
+        try:
+            await self.deferrals.finish_all(flush_s)
+        finally:
+            await self._session.stop(flush_s)
 
     async def flush(self, timeout_s: float = 5.0) -> None:
         """Write and deliver what waits, within `timeout_s`. What is left stays where it is."""
-        await self._writer.drain(timeout_s)
-        await self._writer.replay()
-        await self._delivery.flush(timeout_s)
+        await self._session.flush(timeout_s)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that serves this tracker, while it is open."""
-        return self._session.loop
+        """The running event loop that serves this tracker, while it is open."""
+        return self._session.running_loop
 
     async def ready(self) -> None:
         """Open the ledger if it is not open yet. Raises StoreError."""
@@ -235,16 +230,25 @@ class CostTracker(Reports):
         rate = self.rates.current()
         options = self._admitter.options(spec)
         admission: Admission | None = None
+        held = False
         try:
             await self._session.can_hold()
             if self.enforcement == "enforce":
-                admission, candidates = await self._admitter.reserve(
-                    identity, spec, options, call_id=call_id, worker=self._session.worker, rate=rate, replaces=replaces
-                )
-        except StoreError:
+                held = True  # perhaps: a store that fails to answer, or is not waited for, may hold all the same
+                admission, candidates = await self._reserve(identity, spec, options, call_id, rate, replaces)
+        except StoreError as error:
             self.metrics.store_error("reserve")
-            if not self._allow_unheld:
+            refused = isinstance(error, UnwritableError)
+            if refused or not self._allow_unheld:
+                if held and not refused:
+                    self._writer.release_doubtful(call_id)
                 raise
+            if replaces is not None:
+                await self._writer.release(replaces)
+        except asyncio.CancelledError:
+            if held:
+                self._writer.release_soon(call_id)
+            raise
         if admission is None:
             chosen, matches = 0, self._admitter.candidate(options[0], identity, spec).matches
         elif admission.candidate is None:
@@ -266,7 +270,7 @@ class CostTracker(Reports):
             model=option.model,
             price=option.price,
             held_nano_usd=option.hold_nano_usd,
-            held=admission is not None,
+            held=held,
             input_bound=option.input_bound,
             output_bound=option.output_bound,
             write_output_limit=option.write_output_limit,
@@ -279,49 +283,32 @@ class CostTracker(Reports):
             fallback_reason="budget" if chosen else None,
         )
 
-    # Settlement ---------------------------------------------------------------------------------------------------
-
-    async def close_call(self, call: Call, conclusion: Conclusion, *, status: int | None = None) -> UsageRecord | None:
-        """Write the end of a call: once, whatever happens to the caller. Returns the record, None for a release."""
-        if call.closed:
-            return None
-        call.closed = True
-        verdict = conclusion.verdict
-        if verdict.usage is None:
-            if call.held:
-                await self._writer.release(call.id)
-            self.metrics.released(call.spec.api)
-            return None
-        started_s = time.perf_counter()
-        record, settlement = build(
-            call,
-            conclusion.parts,
-            conclusion.billed,
-            subscription=self.subscription(call.identity),
-            price_version=self.prices.version,
-            ending_status=status,
-            outcome=verdict.outcome,
-            estimated=verdict.estimated,
-            flagged=conclusion.flagged,
-            service_tier=conclusion.service_tier,
-            provider_request_id=conclusion.provider_request_id,
-            duration_ms=round((started_s - call.started_s) * 1000, 1),
-            provider=(conclusion.parts[0].price.provider if conclusion.parts and conclusion.parts[0].price else None)
-            or call.spec.provider
-            or "",
-        )
-        settled = await self._writer.settle(settlement)
-        self.metrics.settled(record, settled, time.perf_counter() - started_s)
-        if settled is not None:
-            self._delivery.wake()
-        return record
-
-    def subscription(self, identity: Identity) -> str:
-        """The external subscription an identity is billed to; empty where it has none."""
-        mapping = self._subscription_of
-        if mapping is None:
-            return identity.tenant
-        return (mapping(identity) if callable(mapping) else mapping.get(identity.tenant)) or ""
+    async def _reserve(
+        self,
+        identity: Identity,
+        spec: CallSpec,
+        options: list[Option],
+        call_id: str,
+        rate: Rate,
+        replaces: str | None,
+    ) -> tuple[Admission, list[Candidate]]:
+        """Ask the store, bounded in time; again under a new name where it takes this worker for dead."""
+        worker = self._session.worker
+        while True:
+            try:
+                return await bounded(
+                    self._admitter.reserve(
+                        identity, spec, options, call_id=call_id, worker=worker, rate=rate, replaces=replaces
+                    ),
+                    self._settle_timeout_s,
+                )
+            except TimeoutError:
+                raise StoreError(f"the ledger {self.store.url} did not answer in time (settle_timeout_s)") from None
+            except DeadWorkerError:
+                await self._session.revive(worker)
+                if self._session.worker == worker:
+                    raise
+                worker = self._session.worker
 
     # Calls in code ------------------------------------------------------------------------------------------------
 
@@ -345,7 +332,7 @@ class CostTracker(Reports):
             expected_input_tokens: replaces the bound of the prompt. Without it the context window is held.
             max_output_tokens: the limit passed to the model; without it the model's own maximum is held.
             provider: whose price list applies where the model's name does not say.
-            metadata: kept in the record.
+            metadata: kept in the record; whatever fits into JSON.
             covers_request: False for side calls that are not what the request pays for.
             identity: further fields of `Identity`: `key`, `user`, `team`, `end_user`, `tags`.
 
@@ -360,85 +347,21 @@ class CostTracker(Reports):
             expected_input_tokens=expected_input_tokens,
             max_output_tokens=max_output_tokens,
             provider=provider,
-            metadata=metadata or {},
+            metadata=metadata,
             covers_request=covers_request,
             identity=identity,
         )
 
     async def request_identity(self, context: RequestContext | None = None) -> Identity | None:
-        """Who makes the current request, if the middleware is around it and can tell."""
+        """Who makes the current request, if the middleware is around it and can tell. Where nobody could be told when
+        the request came in, somebody may by now.
+        """
         context = context or current_request.get()
         if context is None:
             return None
-        if context.identity is None:
-            context.identity = await context.resolve()
+        if context.identity is None or context.identity.source == "default":
+            context.identity = await context.resolve() or context.identity
         return context.identity
-
-    async def record_usage(
-        self,
-        tenant_id: str | Identity,
-        model: str,
-        *,
-        input_tokens: int = 0,
-        output_tokens: int = 0,
-        usage: TokenUsage | None = None,
-        call_id: str | None = None,
-        provider: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> UsageRecord:
-        """Charge a call that has already happened. No budget can refuse it. The same `call_id` charges once."""
-        identity = tenant_id if isinstance(tenant_id, Identity) else Identity(tenant=tenant_id)
-        await self.ready()
-        call = self._unheld(identity, CallSpec(model=model, provider=provider, metadata=metadata or {}), call_id)
-        counted = usage or TokenUsage.from_totals(input_tokens, output_tokens)
-        record = await self.close_call(call, self.concluder.priced(call, [(model, counted)], Verdict(usage=counted)))
-        assert record is not None
-        return record
-
-    async def record_external(self, subscription: str, coins: int, call_id: str) -> None:
-        """Charge and bill a whole number of coins that was computed elsewhere, once for each `call_id`."""
-        await self.ready()
-        spec = CallSpec(model="external", api="external")
-        call = self._unheld(Identity(tenant=subscription), spec, call_id, priced=False)
-        numerator, denominator = call.rate.ratio
-        nano, rest = divmod(coins * 1_000_000_000 * denominator, numerator)
-        nano += 2 * rest > numerator or (2 * rest == numerator and nano % 2)
-        record, settlement = build(
-            call, (), Billed(nano, (), False), subscription=subscription, price_version=self.prices.version
-        )
-        settled = await self._writer.settle(msgspec.structs.replace(settlement, coins=coins, pico_coins=0))
-        self.metrics.settled(record, settled, 0.0)
-        self._delivery.wake()
-
-    def _unheld(self, identity: Identity, spec: CallSpec, call_id: str | None, *, priced: bool = True) -> Call:
-        price = self.price_of(spec.model, provider=spec.provider) if priced else None
-        if priced and price is None and self.unknown_price != "allow":
-            raise UnknownModelError(spec.model)
-        option = Option(spec.model, price, 0, 0, None, 0)
-        now_s = self.clock()
-        return Call(
-            id=call_id or new_call_id(now_s),
-            spec=spec,
-            identity=identity,
-            model=spec.model,
-            price=price,
-            held_nano_usd=0,
-            held=False,
-            input_bound=0,
-            output_bound=0,
-            write_output_limit=None,
-            matches=self.index.matches(self._admitter.dimensions(identity, spec, option)),
-            windows=self.index.windows(now_s),
-            rate=self.rates.current(),
-            admitted_at_s=now_s,
-            started_s=time.perf_counter(),
-        )
-
-    def after_block(self, work: Any) -> None:
-        """Run the grace period of a block that ended without counts, in the background, until `stop`."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._graces.add(task)
-        task.add_done_callback(self._graces.discard)
 
     def metrics_app(self) -> ASGIApp:
         """An ASGI application that serves the metrics in the Prometheus text format."""
@@ -453,17 +376,19 @@ def _journal_beside(url: str) -> str | None:
 
 
 _made: list[tuple[Settings | None, CostTracker]] = []
+_making = threading.Lock()
 
 
 def get_cost_tracker(settings: Settings | None = None) -> CostTracker:
     """The process's own tracker, built from the environment and `askii.toml` at the first call; or that of
     `settings`, the same one for the same object, since frameworks build a middleware many times.
     """
-    for known, tracker in _made:
-        if known is settings:
-            return tracker
-    from .settings import load_settings  # noqa: PLC0415 - only a configured tracker reads a configuration
+    with _making:
+        for known, tracker in _made:
+            if known is settings:
+                return tracker
+        from .settings import load_settings  # noqa: PLC0415 - only a configured tracker reads a configuration
 
-    tracker = CostTracker.from_settings(settings or load_settings())
-    _made.append((settings, tracker))
-    return tracker
+        tracker = CostTracker.from_settings(settings or load_settings())
+        _made.append((settings, tracker))
+        return tracker

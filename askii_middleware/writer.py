@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from .errors import StoreError
-from .journal import Entry, Journal
-from .stores.base import Settled, Settlement, Store
+from .journal import Entry, Journal, Orphan
+from .stores.base import Settled, Settlement, Store, UnwritableError
+from .waiting import bounded
 
 logger = logging.getLogger(__name__)
 
 MAX_UNWRITTEN = 10_000
 T = TypeVar("T")
+OnSettled = Callable[[Settled | None], None]
 
 
 class LedgerWriter:
@@ -41,78 +44,142 @@ class LedgerWriter:
         self._journal = journal
         self._timeout_s = settle_timeout_s
         self._on_store_error = on_store_error
-        self._unwritten: list[Entry] = []
+        self._unwritten: deque[Entry] = deque()
+        """What neither the store nor the journal took. Grows beyond `MAX_UNWRITTEN` only by the calls that run."""
+        self._doubtful: deque[str] = deque(maxlen=MAX_UNWRITTEN)
+        """Ids of refused calls whose hold may stand. Losing one is no harm: the hold then ends by its deadline."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._replaying = False
-        self._journal_turn: asyncio.Lock | None = None
 
     @property
     def refuses(self) -> str | None:
         """Why no new call may be admitted: there would be no place to write what it cost. None: all is well."""
-        if self._unwritten and self._journal is not None:
-            return "charges wait in memory because neither the store nor the journal can be written"
-        if self._journal is not None and self._journal.full:
-            return "the journal is full: bring the store back, or raise journal_max_bytes"
-        if len(self._unwritten) >= MAX_UNWRITTEN:
+        if self._journal is not None:
+            if self._unwritten:
+                return "charges wait in memory because neither the store nor the journal can be written"
+            if self._journal.full:
+                return "the journal is full: bring the store back, or raise journal_max_bytes"
+        elif len(self._unwritten) >= MAX_UNWRITTEN:
             return "too many charges wait for the store"
         return None
 
     @property
     def waiting(self) -> bool:
         """Whether anything waits for the store to come back."""
-        return bool(self._unwritten) or (self._journal is not None and self._journal.pending_bytes > 0)
+        return bool(self._unwritten or self._doubtful) or (
+            self._journal is not None and self._journal.pending_bytes > 0
+        )
 
-    async def settle(self, settlement: Settlement) -> Settled | None:
-        """Write a settlement. None: the store did not answer in time, and the settlement waits in the journal. Once
-        begun it runs to its end, even if the caller is cancelled meanwhile.
+    # Writing ------------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlement: Settlement, on_settled: OnSettled = lambda _settled: None) -> Settled | None:
+        """Write a settlement, then call `on_settled` with the answer. None: the store did not take it in time, and it
+        waits in the journal. Once begun it runs to its end, even if the caller is cancelled meanwhile.
         """
-        return await self.shielded(self._settle(settlement))
+        try:
+            settled = self._store.settle_at_once(settlement)
+        except Exception:  # noqa: BLE001 - it will be met again, and dealt with, below
+            settled = None
+        if settled is None:
+            return await self.shielded(self._settle(settlement, on_settled))
+        on_settled(settled)
+        return settled
 
     async def release(self, call_id: str) -> None:
         """Drop a hold, now or when the store is back."""
         await self.shielded(self._release(call_id))
 
+    def release_soon(self, call_id: str) -> None:
+        """Like `release`, for those who cannot wait."""
+        self._begin(self._release(call_id))
+
+    def release_doubtful(self, call_id: str) -> None:
+        """The store failed to answer whether it holds for a call that was refused: drop the hold when it is back."""
+        self._doubtful.append(call_id)
+
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work to its end whatever happens to the caller."""
+        return await asyncio.shield(self._begin(work))
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return task
 
-    async def _settle(self, settlement: Settlement) -> Settled | None:
+    async def _settle(self, settlement: Settlement, on_settled: OnSettled) -> Settled | None:
+        settled = None
+        entry = Entry(settlement=settlement)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._store.settle(settlement)
-        except (StoreError, TimeoutError) as error:
-            self._on_store_error("settle")
-            logger.warning("call %s: the store did not take the charge (%s); it waits", settlement.call_id, error)
-            await self._keep(Entry(settlement=settlement))
-            return None
+            settled = await bounded(self._store.settle(settlement), self._timeout_s)
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, the charge must not be lost
+            await self._not_taken("settle", entry, error)
+        except BaseException:
+            self._keep_now(entry)
+            raise
+        on_settled(settled)
+        return settled
 
     async def _release(self, call_id: str) -> None:
+        entry = Entry(release=call_id)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._store.release(call_id)
-        except (StoreError, TimeoutError) as error:
-            self._on_store_error("release")
-            logger.warning("call %s: the store did not release the hold (%s); it waits", call_id, error)
-            await self._keep(Entry(release=call_id))
+            await bounded(self._store.release(call_id), self._timeout_s)
+        except Exception as error:  # noqa: BLE001 - as above
+            await self._not_taken("release", entry, error)
+        except BaseException:
+            self._keep_now(entry)
+            raise
+
+    async def _not_taken(self, operation: str, entry: Entry, error: Exception) -> None:
+        self._on_store_error(operation)
+        if isinstance(error, UnwritableError):
+            await self._park(entry, error)
+            return
+        trace = None if isinstance(error, StoreError | TimeoutError) else error
+        logger.warning(
+            "call %s: the store did not take its %s (%s); it waits", _id(entry), operation, _text(error), exc_info=trace
+        )
+        await self._keep(entry)
 
     async def _keep(self, entry: Entry) -> None:
         if self._journal is not None:
             try:
-                async with self._turn():
-                    await asyncio.to_thread(self._journal.append, entry)
+                await asyncio.to_thread(self._journal.append, entry)
             except StoreError as error:
                 logger.error("%s; keeping the charge in memory, refusing new calls", error)  # noqa: TRY400
             else:
                 return
         self._unwritten.append(entry)
 
-    def _turn(self) -> asyncio.Lock:
-        if self._journal_turn is None:
-            self._journal_turn = asyncio.Lock()
-        return self._journal_turn
+    def _keep_now(self, entry: Entry) -> None:
+        """The event loop ends, and with it the process perhaps: there is no later, and no thread."""
+        if self._journal is not None:
+            try:
+                self._journal.append(entry)
+            except StoreError as error:
+                logger.error("%s; keeping the charge in memory", error)  # noqa: TRY400
+            else:
+                return
+        self._unwritten.append(entry)
+
+    async def _park(self, entry: Entry, error: Exception) -> None:
+        """Put aside what the store will never take, so that everything else can go on."""
+        self._on_store_error("rejected")
+        place = "nowhere"
+        if self._journal is not None:
+            try:
+                place = str(await asyncio.to_thread(self._journal.park, entry, _text(error)))
+            except StoreError as failure:
+                place = f"nowhere ({failure})"
+        logger.error(
+            "call %s: the ledger can never take what it cost (%s); kept in %s, to be booked by hand: %s",
+            _id(entry),
+            _text(error),
+            place,
+            entry,
+        )
+
+    # Catching up --------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Take a journal file. Raises StoreError."""
@@ -120,66 +187,101 @@ class LedgerWriter:
             await asyncio.to_thread(self._journal.open)
 
     async def replay(self) -> int:
-        """Write what waits, oldest first, including journals of dead processes. Returns how many entries reached the
-        store; stops quietly where it is still away.
+        """Write what waits, oldest first. Returns how many entries were worked off; stops quietly where the store is
+        still away.
         """
-        if self._replaying:
+        if self._replaying or not self.waiting:
             return 0
         self._replaying = True
         try:
             return await self._replay()
         except (StoreError, TimeoutError) as error:
-            logger.info("the store is still away: %s", error)
+            logger.info("the store is still away: %s", _text(error))
+            await self._spill()
             return 0
         finally:
             self._replaying = False
 
     async def _replay(self) -> int:
         count = 0
-        if self._journal is not None:
-            async with self._turn():
-                own = await asyncio.to_thread(self._journal.read)
-                for entry in own:
-                    await self._write(entry)
-                if own:
-                    await asyncio.to_thread(self._journal.clear)
-            count += len(own)
         while self._unwritten:
             await self._write(self._unwritten[0])
-            self._unwritten.pop(0)
+            self._unwritten.popleft()
             count += 1
-        return count
+        journal = self._journal
+        written = 0
+        # Others may append meanwhile; nothing is forgotten before all of it is in the ledger.
+        while journal is not None and (end := journal.pending_bytes):
+            for entry in (await asyncio.to_thread(journal.read, end))[written:]:
+                await self._write(entry)
+                written += 1
+            if await asyncio.to_thread(journal.clear, end):
+                break
+        while self._doubtful:
+            await bounded(self._store.release(self._doubtful[0]), self._timeout_s)
+            self._doubtful.popleft()
+        return count + written
+
+    async def _spill(self) -> None:
+        """Move what waits in memory to the journal, as far as that has room again."""
+        while self._unwritten and self._journal is not None:
+            try:
+                await asyncio.to_thread(self._journal.append, self._unwritten[0])
+            except StoreError:
+                return
+            self._unwritten.popleft()
 
     async def adopt_orphans(self) -> int:
-        """Write what dead processes left in their journals."""
+        """Write what dead processes left in their journals. Raises StoreError."""
         if self._journal is None:
             return 0
         count = 0
-        for orphan in await asyncio.to_thread(self._journal.orphans):
-            try:
+        orphans: list[Orphan] = await asyncio.to_thread(self._journal.orphans)
+        try:
+            for orphan in orphans:
                 entries = await asyncio.to_thread(orphan.read)
                 for entry in entries:
                     await self._write(entry)
-            except BaseException:
+                await asyncio.to_thread(orphan.discard)
+                count += len(entries)
+        finally:
+            for orphan in orphans:
                 orphan.close()
-                raise
-            await asyncio.to_thread(orphan.discard)
-            count += len(entries)
         return count
 
     async def _write(self, entry: Entry) -> None:
-        async with asyncio.timeout(self._timeout_s):
+        """Write one entry, or park it. Raises StoreError or TimeoutError where the store is away."""
+        try:
             if entry.settlement is not None:
-                await self._store.settle(entry.settlement)
+                await bounded(self._store.settle(entry.settlement), self._timeout_s)
             if entry.release is not None:
-                await self._store.release(entry.release)
+                await bounded(self._store.release(entry.release), self._timeout_s)
+        except UnwritableError as error:
+            await self._park(entry, error)
+        except (StoreError, TimeoutError):
+            raise
+        except Exception as error:
+            # A defect. If the store works otherwise, it will meet this entry in the same way for ever.
+            logger.exception("call %s: the store broke on its charge", _id(entry))
+            await bounded(self._store.ping(), self._timeout_s)
+            await self._park(entry, error)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for running writes, bounded."""
-        tasks = [task for task in self._tasks if not task.done()]
+        here = asyncio.get_running_loop()
+        tasks = [task for task in self._tasks if not task.done() and task.get_loop() is here]
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
 
     async def close(self) -> None:
         if self._journal is not None:
             await asyncio.to_thread(self._journal.close)
+
+
+def _id(entry: Entry) -> str:
+    return entry.settlement.call_id if entry.settlement is not None else str(entry.release)
+
+
+def _text(error: Exception) -> str:
+    """Of an error without words, such as a time-out, its name."""
+    return str(error) or type(error).__name__

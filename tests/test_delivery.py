@@ -214,7 +214,7 @@ async def test_one_poison_record_never_holds_back_its_neighbours(store: Store, c
     pauses = await drain(worker, clock)
     assert len(pauses) == ISOLATE_AFTER - 1
     assert sink.delivered == ids(*(n for n in range(100) if n != poisoned))
-    assert len(sink.sent) <= ISOLATE_AFTER + 14
+    assert len(sink.sent) <= ISOLATE_AFTER + 15
     assert await store.pending() == {"sink": 1}
 
 
@@ -356,7 +356,9 @@ async def test_a_sink_that_resists_its_cancellation_keeps_its_lease(
     assert await loop.stop(0.02) is False
     assert await store.lease("sink", "w2", 30.0) is None
     release.set()
-    await asyncio.wait([task])
+    await asyncio.wait([task], timeout=5.0)
+    assert task.done()
+    assert await store.pending() == {"sink": 0}
 
 
 async def test_a_sink_that_raises_is_reported_and_tried_again(
@@ -598,6 +600,45 @@ async def test_flush_sees_what_was_recorded_just_before_it(store: Store) -> None
         assert len(sink.delivered) == n + 1
         await asyncio.sleep(0)
     await loop.stop(1.0)
+
+
+async def test_before_the_start_there_is_nothing_to_flush_or_stop(store: Store) -> None:
+    loop = loop_over(store, ScriptedSink())
+    assert await loop.flush(5.0) is False
+    assert await loop.stop(5.0) is False
+
+
+async def test_a_lease_that_cannot_be_given_back_is_left_to_run_out(
+    store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone(*_: Any) -> None:
+        raise StoreError("gone")
+
+    worker = await worker_for(store, ScriptedSink(), clock)
+    await worker.round()
+    monkeypatch.setattr(store, "lease", gone)
+    await worker.give_back()
+    assert "runs out by itself: gone" in caplog.text
+
+
+async def test_a_busy_receiver_found_during_a_search_ends_it_and_keeps_what_was_learnt(
+    store: Store, clock: FakeClock
+) -> None:
+    async def busy(records: Sequence[UsageRecord]) -> Delivery:
+        return paused(records, pause_s=33.0)
+
+    async def fine(records: Sequence[UsageRecord]) -> Delivery:
+        return Delivery((DELIVERED,) * len(records))
+
+    sink = ScriptedSink(script=[RuntimeError()] * 2, max_batch=2)
+    worker = await worker_for(store, sink, clock)
+    await put(store, *(record(n) for n in range(6)))
+    for _ in range(2):
+        clock.advance(await worker.round())
+    sink.script = [RuntimeError("poison"), RuntimeError("poison"), fine, busy]
+    assert await worker.round() == 33.0
+    assert sink.sent[2:] == [ids(0, 1), ids(0), ids(1), ids(0)]
+    assert await store.pending() == {"sink": 5}
 
 
 async def test_stop_is_bounded_and_leftovers_go_out_after_the_next_start(store: Store) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..usage import Report
 from .base import StreamReader
-from .fields import decode_json, decode_object
+from .fields import decode_json, decode_members, decode_object
 from .jsonscan import TopLevelScanner
 
 Absorb = Callable[[Report, Mapping[str, Any]], None]
@@ -46,7 +46,18 @@ class BodyReader(StreamReader):
 
 
 def read_body(absorb: Absorb, members: frozenset[str], body: bytes) -> Report:
-    """A whole answer. One that no parser takes (cut off, for example) still gives what stands in its top level."""
+    """A whole answer. One that no parser takes (cut off, for example) still gives what stands in its top level.
+
+    Mostly the few top-level members that matter say everything; the generated content is decoded only where they do
+    not, to be counted.
+    """
+    report = Report()
+    head = decode_members(body, members)
+    if head is not None:
+        absorb(report, head)
+        if report.usage is not None:
+            report.finished = True
+            return report
     answer = decode_object(body)
     if answer is None:
         reader = BodyReader(absorb, members)

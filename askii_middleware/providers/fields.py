@@ -49,6 +49,15 @@ def decode_object(data: bytes | msgspec.Raw) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def decode_members(data: bytes, names: frozenset[str]) -> dict[str, Any] | None:
+    """Some top-level members of a JSON object, decoded; None for what the fast parser refuses."""
+    try:
+        fields = _decode_object(data)
+        return {name: _decode(fields[name]) for name in names if name in fields}
+    except DECODE_ERRORS:
+        return None
+
+
 def is_set(fields: Mapping[str, msgspec.Raw], name: str) -> bool:
     """Whether a member is there and not `null`."""
     raw = fields.get(name)

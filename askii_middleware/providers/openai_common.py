@@ -15,9 +15,14 @@ import msgspec
 from ..usage import Report, TokenUsage
 from .base import Api, CallRequest, Refusal, Rewrite, StreamReader
 from .body import BodyReader, read_body
-from .counts import member, part, text, total
+from .counts import MAX_COUNT, member, part, text, total
 from .fields import encode_members, raw_value
 
+_PLAIN_MEMBERS = frozenset(
+    ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details")
+)
+_PREDICTED = frozenset(("accepted_prediction_tokens", "rejected_prediction_tokens"))
+"""Parts of the completion that cost what the rest of it costs."""
 _TYPES = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -40,6 +45,9 @@ def openai_usage(usage: object, *, gap_is_input: bool = False, web_search: int =
     """
     if not isinstance(usage, dict):
         return None
+    plain = _plain_usage(usage)
+    if plain is not None:
+        return plain
     prompt = total(usage, "prompt_tokens", "input_tokens")
     completion = total(usage, "completion_tokens", "output_tokens")
     everything = total(usage, "total_tokens")
@@ -75,6 +83,37 @@ def openai_usage(usage: object, *, gap_is_input: bool = False, web_search: int =
         image_output_tokens=part(of_output, "image_tokens"),
         web_search=web_search,
     )
+
+
+def _plain_usage(usage: dict[str, Any]) -> TokenUsage | None:
+    """The usage nearly every answer has: totals that add up, with text, cached and reasoning tokens only. None: it
+    has anything else, and takes the long way.
+    """
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if (
+        type(prompt) is not int
+        or type(completion) is not int
+        or usage.get("total_tokens") != prompt + completion
+        or not 0 <= prompt <= MAX_COUNT
+        or not 0 <= completion <= MAX_COUNT
+        or not usage.keys() <= _PLAIN_MEMBERS
+    ):
+        return None
+    cached = reasoning = 0
+    for name in ("prompt_tokens_details", "completion_tokens_details"):
+        details = usage.get(name)
+        if details is None:
+            continue
+        if type(details) is not dict:
+            return None
+        for key, value in details.items():
+            if key == "cached_tokens" and type(value) is int and 0 <= value <= prompt:
+                cached = value
+            elif key == "reasoning_tokens" and type(value) is int and 0 <= value <= completion:
+                reasoning = value
+            elif value and key not in _PREDICTED:
+                return None
+    return TokenUsage(input=prompt - cached, cache_read=cached, output=completion - reasoning, reasoning=reasoning)
 
 
 def absorb_head(report: Report, answer: Mapping[str, Any]) -> None:

@@ -26,18 +26,18 @@ SELECT
 FROM counters
 WHERE counter = ?1 AND (worker = '' OR EXISTS (
     SELECT 1 FROM workers
-    WHERE workers.worker = counters.worker AND alive_until_s > ?2 AND buried_s IS NULL
+    WHERE workers.worker = counters.worker AND alive_until_s > ?2
 ))
 
 -- name: lapsed
 -- Holds that a living worker let run past their deadline: `amounts` still counts them. Those of dead workers wait for
 -- their burial.
 SELECT call_id, worker, nano_usd, counters FROM holds JOIN workers USING (worker)
-WHERE state = 'held' AND until_s <= ?1 AND alive_until_s > ?1 AND buried_s IS NULL
+WHERE state = 'held' AND until_s <= ?1 AND alive_until_s > ?1
 
 -- name: hold
 SELECT state, until_s, worker, nano_usd, counters, candidate, admitted_at_s, (
-    SELECT alive_until_s FROM workers WHERE workers.worker = holds.worker AND buried_s IS NULL
+    SELECT alive_until_s FROM workers WHERE workers.worker = holds.worker
 ) FROM holds WHERE call_id = ?
 
 -- name: place
@@ -56,7 +56,7 @@ INSERT INTO counters (counter, worker, nano_usd, end_s) VALUES (?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd
 
 -- name: take
--- The end of a hold. Its row is there, by the invariant of `counters`.
+-- The end of a hold. Its row is there by the invariant of `counters`, or was pruned long after its window.
 UPDATE counters SET nano_usd = nano_usd - ?3 WHERE counter = ?1 AND worker = ?2
 
 -- Settlement ----------------------------------------------------------------------------------------------------------
@@ -92,6 +92,7 @@ ON CONFLICT DO UPDATE SET alive_until_s = excluded.alive_until_s
 SELECT worker FROM workers WHERE alive_until_s <= ? AND buried_s IS NULL
 
 -- name: bury
+-- Together with the next two: a buried worker has no row in state 'held' and holds nothing on any counter.
 UPDATE workers SET buried_s = ?2 WHERE worker = ?1
 
 -- name: lose
@@ -107,10 +108,7 @@ DELETE FROM holds WHERE call_id IN (
 )
 
 -- name: prune_counters
--- A row that still holds something stays, so that its invariant does.
-DELETE FROM counters WHERE (counter, worker) IN (
-    SELECT counter, worker FROM counters WHERE end_s <= ? AND (worker = '' OR nano_usd = 0) LIMIT 500
-)
+DELETE FROM counters WHERE (counter, worker) IN (SELECT counter, worker FROM counters WHERE end_s <= ? LIMIT 500)
 
 -- name: prune_workers
 DELETE FROM workers WHERE worker IN (SELECT worker FROM workers WHERE buried_s <= ? LIMIT 500)
@@ -186,7 +184,7 @@ SELECT
     (SELECT count(*) FROM records),
     (SELECT coalesce(sum(json_extract(CAST(record AS TEXT), '$.cost_nano_usd')), 0) FROM records),
     (SELECT coalesce(sum(nano_usd), 0) FROM holds JOIN workers USING (worker)
-        WHERE state = 'held' AND until_s > ?1 AND alive_until_s > ?1 AND buried_s IS NULL),
+        WHERE state = 'held' AND until_s > ?1 AND alive_until_s > ?1),
     (SELECT count(*) FROM holds WHERE state = 'lost')
 
 -- name: records

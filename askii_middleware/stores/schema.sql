@@ -9,7 +9,8 @@ INSERT INTO meta VALUES ('forms_version', 0), ('touched', 0);
 
 -- What is spent (worker '') and what each worker's open calls hold in sum, side by side, so that one short range
 -- answers "spent and held" however many calls are open.
--- Invariant: a worker's row is the sum over its rows in `holds` that are in state 'held' and name this counter.
+-- Invariant: a worker's row is the sum over its rows in `holds` that are in state 'held' and name this counter. (Rows are
+-- pruned 8 days after their window, whatever is open then.)
 CREATE TABLE counters (
     counter TEXT NOT NULL,
     worker TEXT NOT NULL,

@@ -73,7 +73,8 @@ class Database:
     async def open(self) -> None:
         if self._front is not None and self._pid != os.getpid():
             _inherited.extend((self._front, self._upkeep, self._reading))
-            self._front = None
+            self._front = self._checkpointing = None
+            self._waiting.clear()
         async with self._turn():
             if self._front is None:
                 self._front_lock = threading.Lock()

@@ -163,5 +163,5 @@ CASES = [
     Case("anthropic.messages", "tiny", message),
     Case("anthropic.messages", "tiny", message_stream, stream=True),
 ]
-ASKING = {chat_stream: chat_stream_with_usage}
-"""The same call by a client that wants to see the usage."""
+ASKING = {"chat_stream": chat_stream_with_usage}
+"""By name of the case, the same call by a client that wants to see the usage."""

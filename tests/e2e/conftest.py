@@ -61,11 +61,14 @@ class Front:
     provider: Watched
 
 
-def _config(folder: Path, upstreams: dict[str, str]) -> Path:
+def _configure(folder: Path, upstreams: dict[str, str]) -> None:
     models = {"tiny": ["tiny*"], "simulated": ["*"]}
-    return write_config(
+    write_config(
         folder,
-        {name: (f"{url}/v1", models[name]) for name, url in upstreams.items()},
+        {
+            "gone": ("http://127.0.0.1:1/v1", ["gone"]),
+            **{name: (f"{url}/v1", models[name]) for name, url in upstreams.items()},
+        },
         budgets=BUDGETS,
         tables='[fallbacks]\n"gpt-4o" = ["small"]\n',
     )
@@ -82,7 +85,8 @@ def upstreams(llm: Any, simulated: tuple[str, Watched]) -> dict[str, str]:
 def gateway(upstreams: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The gateway's URL and its folder."""
     folder = tmp_path_factory.mktemp("gateway")
-    with serve(_config(folder, upstreams)) as (url, _):
+    _configure(folder, upstreams)
+    with serve(folder) as (url, _):
         yield url, folder
 
 
@@ -96,7 +100,8 @@ async def front(
         async with opened(store_url(folder)) as books:
             yield Front(request.param, url, books, upstreams, simulated[1])
         return
-    settings = load_settings(_config(tmp_path, upstreams))
+    _configure(tmp_path, upstreams)
+    settings = load_settings(tmp_path / "askii.toml")
     make = fastapi_app if request.param == "FastAPI" else litestar_app
     app = make(settings, CostTracker.from_settings(settings), upstreams)
     async with serving(app) as url, opened(store_url(tmp_path)) as books:

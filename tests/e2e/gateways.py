@@ -28,6 +28,8 @@ PRICES = {
     "slow": (2_500, 10_000),
     "die-mid-stream": (2_500, 10_000),
     "gone": (2_500, 10_000),
+    "error-500": (2_500, 10_000),
+    "by-output": (0, 10_000),
 }
 """nano-USD per token of input and of output. Declared, so that nothing here depends on the shipped catalogue."""
 
@@ -50,7 +52,7 @@ def write_config(
     budgets: Mapping[str, str],
     settings: Mapping[str, object] | None = None,
     tables: str = "",
-) -> Path:
+) -> None:
     """Write an `askii.toml` whose ledger lies beside it. `upstreams`: by name, URL and models. `budgets`: USD a day by
     tenant; each of these tenants has a key. `settings`: at the top level. `tables`: text that is appended.
     """
@@ -64,9 +66,7 @@ def write_config(
         lines.append(f'[[keys]]\nid = "key-{tenant}"\nsha256 = "{hash_secret(secret_of(tenant))}"\ntenant = "{tenant}"')
     for name, (url, models) in upstreams.items():
         lines.append(f'[upstreams.{name}]\nurl = "{url}"\nmodels = {json.dumps(models)}\napi_key = "key-of-{name}"')
-    path = folder / "askii.toml"
-    path.write_text("\n".join([*lines, tables]) + "\n")
-    return path
+    (folder / "askii.toml").write_text("\n".join([*lines, tables]) + "\n")
 
 
 def store_url(folder: Path) -> str:
@@ -112,29 +112,35 @@ class Gateway:
             self.kill()
 
 
-def launch(config: Path, *options: str) -> Gateway:
-    """Start `askii serve` on a free port in a process group of its own, and do not wait for it."""
-    log = config.with_name(f"serve-{time.monotonic_ns()}.log")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ASKII_")}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "askii_middleware.cli", "serve", "--config", str(config), "--port", "0", *options]
-    with log.open("wb") as stderr:
+def launch(folder: Path, *options: str, **environment: str) -> Gateway:
+    """Start `askii serve` on a free port, in a process group of its own and with the folder's `askii.toml`, and do not
+    wait for it.
+    """
+    log = folder / f"serve-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "askii_middleware.cli", "serve", "--port", "0", *options]
+    with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=config.parent,
-            env=environment,
+            cwd=folder,
+            env=clean_environment(**environment),
             stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     return Gateway(process, log)
 
 
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment, without settings of ours but those given, and with this package to import."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ASKII_")}
+    return {**kept, "PYTHONPATH": str(ROOT), **more}
+
+
 @contextlib.contextmanager
-def serve(config: Path, *options: str) -> Iterator[tuple[str, Gateway]]:
+def serve(folder: Path, *options: str, **environment: str) -> Iterator[tuple[str, Gateway]]:
     """A gateway while the block lasts; yields its URL and itself."""
-    gateway = launch(config, *options)
+    gateway = launch(folder, *options, **environment)
     try:
         yield gateway.wait_until_ready(), gateway
     finally:

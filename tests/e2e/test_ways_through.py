@@ -22,7 +22,7 @@ def name(case: Case) -> str:
 async def test_an_sdk_gets_what_the_provider_says_and_the_ledger_what_it_counts(front: Front, case: Case) -> None:
     async with sdks(front.upstreams[case.upstream], "none") as direct:
         expected = await case.run(direct)
-        usage = (await ASKING[case.run](direct)).usage if not case.asked else expected.usage
+        usage = (await ASKING[case.name](direct)).usage if not case.asked else expected.usage
     async with sdks(front.url, secret_of("acme")) as through:
         assert await case.run(through) == expected
     assert usage is not None

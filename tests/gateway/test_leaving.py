@@ -43,6 +43,20 @@ async def test_a_client_that_leaves_late_is_noticed_just_as_fast() -> None:
         await eventually(lambda: proxy.busy == 0, 0.5)
 
 
+async def test_a_client_that_took_long_to_send_is_watched_once_it_has_sent_all() -> None:
+    upstream = Stuck()
+    async with raw_upstream(upstream) as up, proxied(up) as (url, proxy):
+        _, writer = await connect(url)
+        writer.write(b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{")
+        await upstream.reached.wait()
+        await asyncio.sleep(0.1)
+        writer.write(b"}")
+        await eventually(lambda: upstream.received.endswith(b"{}"))
+        writer.close()
+        await asyncio.wait_for(upstream.left.wait(), 0.5)
+        await eventually(lambda: proxy.busy == 0, 0.5)
+
+
 @pytest.mark.parametrize("first", [b"", CHUNKED])
 async def test_leaving_is_no_error_for_whoever_stands_in_front(first: bytes, caplog: pytest.LogCaptureFixture) -> None:
     upstream, outcome = Stuck(first), asyncio.Event()

@@ -212,3 +212,11 @@ def test_the_whole_total_is_always_accounted_for(prompt: int, completion: int, m
     )
     assert read is not None
     assert read.total_tokens == prompt + completion + more
+
+
+@pytest.mark.parametrize("details", [[], "x", 7, True, {"cached_tokens": "5"}, {"cached_tokens": -1}])
+def test_details_that_are_no_details_do_not_break_the_reading(details: object) -> None:
+    usage = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6, "prompt_tokens_details": details}
+    found = openai_usage(usage)
+    assert found is not None
+    assert (found.input_tokens, found.output_tokens) == (4, 2)

@@ -18,7 +18,7 @@ from askii_middleware.stores.base import Outcome
 
 from .support import Client, Clock
 
-LIMIT = 3_000_000
+LIMIT = 10_000_000_000
 RATE = parse_rate("1234567")
 TENANTS = ("acme", "other")
 
@@ -65,10 +65,11 @@ async def work(path: str, seed: int) -> None:
             name, tenant = f"{seed}-{lane}-{n}", rng.choice(TENANTS)
             hold = rng.randrange(1, 3000)
             admission = await client.reserve(name, hold, tenant=tenant, worker=worker)
-            await asyncio.sleep(rng.choice([0, 0.001]))
+            await asyncio.sleep(rng.choice([0, 0.003]))
             cost = rng.randrange(hold + 1)
             if admission.candidate is None or rng.random() < 0.1:
                 await client.store.release(name)
+                await asyncio.sleep(0)
                 continue
             record = msgspec.json.encode({"call_id": name, "subscription": tenant, "cost_nano_usd": cost})
             await client.settle(name, cost, tenant=tenant, rate=RATE, record=record)
@@ -88,11 +89,12 @@ async def work(path: str, seed: int) -> None:
 def breed(path: str) -> None:
     """Fork workers on command, so that fifty of them do not each load Python anew: `spawn SEED`, `kill PID`."""
     print("ready", flush=True)
+    children: set[int] = set()
     for line in sys.stdin:
         command, number = line.split()
         if command == "kill":
-            os.kill(int(number), signal.SIGKILL)
-            os.waitpid(int(number), 0)
+            children.remove(int(number))
+            kill(int(number))
             print("dead", flush=True)
             continue
         pid = os.fork()
@@ -101,7 +103,15 @@ def breed(path: str) -> None:
                 asyncio.run(work(path, int(number)))
             finally:
                 os._exit(1)
+        children.add(pid)
         print(pid, flush=True)
+    for pid in children:
+        kill(pid)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
@@ -119,4 +129,3 @@ if __name__ == "__main__":
             sys.stdin.readline()
             holder.execute("COMMIT")
             holder.close()
-

@@ -53,9 +53,12 @@ class Ledgers(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.set_budget("tenant=*", 100, enabled=True)
-        self.heartbeat("w1", 60)
+        for worker, ttl_s in (("w1", 60), ("w2", 20), ("w3", 40)):
+            self.heartbeat(worker, ttl_s)
 
-    @rule(scope=st.sampled_from(["tenant=*", "tenant=acme", "global"]), limit=st.none() | AMOUNTS, enabled=st.booleans())
+    @rule(
+        scope=st.sampled_from(["tenant=*", "tenant=acme", "global"]), limit=st.none() | AMOUNTS, enabled=st.booleans()
+    )
     def set_budget(self, scope: str, limit: int | None, enabled: bool) -> None:
         self.model.limits[scope] = (limit, enabled)
         for client in self.clients:
@@ -125,7 +128,14 @@ class Ledgers(RuleBasedStateMachine):
         held = sum(call.hold for call in calls if model.live(call))
         lost = sum(call.state == "lost" for call in calls)
         for client in self.clients:
-            assert self.run(client.store.totals()) == (len(settled), sum(settled), len(settled), sum(settled), held, lost)
+            assert self.run(client.store.totals()) == (
+                len(settled),
+                sum(settled),
+                len(settled),
+                sum(settled),
+                held,
+                lost,
+            )
             for tenant in ("acme", "other"):
                 states = self.run(client.status(tenant))
                 lines = model.lines(tenant, self.clock.now_s)

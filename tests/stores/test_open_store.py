@@ -31,13 +31,14 @@ async def test_three_slashes_are_relative_and_four_absolute(tmp_path: Path, monk
 
 @pytest.mark.parametrize("url", ["redis://host", "rediss://user:secret@host", "postgresql://user:secret@host/db"])
 def test_stores_that_do_not_exist_yet_say_so(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="no (redis|rediss|postgresql):// store yet") as error:
+    with pytest.raises(ConfigurationError, match=r"no (redis|rediss|postgresql):// store yet") as error:
         open_store(url)
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "url", ["", "askii.db", "sqlite://askii.db", "sqlite:///", "sqlite:///:memory:", "sqlite:///a?b=c", "mysql://u:secret@h"]
+    "url",
+    ["", "askii.db", "sqlite://askii.db", "sqlite:///", "sqlite:///:memory:", "sqlite:///a?b=c", "mysql://u:secret@h"],
 )
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="sqlite:///path") as error:

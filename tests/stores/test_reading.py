@@ -4,11 +4,11 @@ import msgspec
 import pytest
 
 from askii_middleware.admission import Window
-from askii_middleware.stores import memory_outbox
+from askii_middleware.stores import memory_holds, memory_outbox
 from askii_middleware.stores.base import AggregateRow, SpendRow, Totals
 from askii_middleware.stores.memory import MemoryStore
 
-from .support import DAY_S, NOON_S, Client, Clock, delivered
+from .support import DAY_S, NOON_S, Client, Clock, budget, delivered
 
 
 async def test_spend_takes_whole_hours_that_begin_in_the_range(client: Client) -> None:
@@ -55,8 +55,6 @@ async def test_totals_sum_tenants_once_and_records_from_themselves(client: Clien
 
 
 async def test_a_hold_on_several_counters_counts_once_in_the_totals(client: Client) -> None:
-    from .support import budget
-
     client.declare(budget("tenant=*", 1000), budget("global", 1000))
     await client.reserve("a", 70)
     assert (await client.store.totals()).held_nano_usd == 70
@@ -111,3 +109,27 @@ async def test_memory_forgets_passed_records_beyond_its_bound_but_not_their_sum(
     assert await client.waiting("s") == ["c4", "c5", "c6"]
     totals = await client.store.totals()
     assert (totals.records, totals.records_nano_usd) == (7, 70)
+
+
+async def test_memory_forgets_the_deadlines_of_settled_calls(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_holds, "PRUNED_AT_ONCE", 10)
+    store = MemoryStore(clock=clock)
+    client = Client(store, clock)
+    await store.heartbeat("w", DAY_S)
+    await client.reserve("open", deadline_s=3600.0)
+    for n in range(100):
+        await client.reserve(f"c{n}", deadline_s=3600.0)
+        await client.settle(f"c{n}")
+    await store.heartbeat("w", DAY_S)
+    assert store._book._deadlines == [(NOON_S + 3600, "open")]
+
+
+async def test_memory_forgets_the_markers_of_settled_calls_after_a_day(clock: Clock) -> None:
+    store = MemoryStore(clock=clock)
+    client = Client(store, clock)
+    await client.settle("old")
+    clock.advance(DAY_S / 2)
+    await client.settle("new")
+    clock.advance(DAY_S / 2)
+    await store.heartbeat("w", 60)
+    assert list(store._done) == ["new"]

@@ -248,9 +248,7 @@ async def test_tied_budgets_of_one_counter_share_it_and_the_lowest_limit_rules(c
 
 
 async def test_different_zones_are_separate_lines(client: Client) -> None:
-    await client.set(
-        budget("tenant=acme,model=*", 500, zone="Asia/Tokyo"), budget("tenant=*,model=m", 300, zone="UTC")
-    )
+    await client.set(budget("tenant=acme,model=*", 500, zone="Asia/Tokyo"), budget("tenant=*,model=m", 300, zone="UTC"))
     admission = await client.reserve("a", 100)
     assert sorted((s.counter, s.limit_nano_usd) for s in admission.states) == [
         ("tenant=acme,model=m|daily|Asia/Tokyo|1767193200", 500),

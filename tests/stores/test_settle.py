@@ -5,9 +5,8 @@ import pytest
 
 from askii_middleware.admission import BudgetState
 from askii_middleware.currency import MAX_NANO_USD
-from askii_middleware.errors import StoreError
 from askii_middleware.records import UsageCounts, UsageRecord, decode_record, encode_settled_part
-from askii_middleware.stores.base import AggregateRow, Settled, SpendRow
+from askii_middleware.stores.base import AggregateRow, Settled, SpendRow, UnwritableError
 
 from .support import DAY_S, NOON_S, Client, budget
 
@@ -128,6 +127,16 @@ async def test_a_release_after_settlement_or_without_a_hold_changes_nothing(clie
     assert await client.spent_held() == (90, 0)
 
 
+async def test_settling_at_once_does_the_same_or_nothing(client: Client) -> None:
+    await client.reserve("a", 2000)
+    settlement = client.settlement("a", 1500)
+    settled = client.store.settle_at_once(settlement)
+    assert settled in (None, Settled(1, late=False, duplicate=False))
+    again = await client.store.settle(settlement)
+    assert again == Settled(1, late=False, duplicate=settled is not None)
+    assert (await client.store.totals())[:5] == (1, 1500, 1, 1500, 0)
+
+
 async def test_releasing_twice_frees_once(client: Client) -> None:
     client.declare(budget("tenant=*", 100))
     await client.reserve("a", 40)
@@ -194,7 +203,7 @@ async def test_a_charge_no_counter_can_hold_is_refused_and_changes_nothing(clien
     client.declare(budget("tenant=*", 1000))
     await client.reserve("a", 300)
     before = await client.store.totals()
-    with pytest.raises(StoreError):
+    with pytest.raises(UnwritableError):
         await client.settle("a", cost)
     assert await client.store.totals() == before
     assert await client.spent_held() == (0, 300)
@@ -206,7 +215,7 @@ async def test_a_counter_never_leaves_its_range(client: Client) -> None:
     await client.settle("a", MAX_NANO_USD)
     await client.reserve("b", 0)
     for call_id in ("b", "unheld"):
-        with pytest.raises(StoreError):
+        with pytest.raises(UnwritableError):
             await client.settle(call_id, 1)
     assert [s.spent_nano_usd for s in await client.status()] == [MAX_NANO_USD] * 2
     assert (await client.store.totals()).records == 1

@@ -35,6 +35,17 @@ async def test_holds_count_until_their_own_deadline_heartbeats_or_not(client: Cl
     assert await client.spent_held() == (0, 100)
 
 
+async def test_a_dead_workers_overdue_hold_is_not_taken_off_twice(client: Client) -> None:
+    client.declare(budget("tenant=*", 100))
+    await client.store.heartbeat("x", 60)
+    await client.reserve("a", 40, worker="x", deadline_s=30.0)
+    client.clock.advance(60)
+    assert await client.spent_held() == (0, 0)
+    assert (await client.reserve("b", 101)).candidate is None
+    assert (await client.settle("a", 5)).late
+    assert await client.spent_held() == (5, 0)
+
+
 async def test_a_reserve_that_raises_lets_no_hold_expire(client: Client) -> None:
     client.declare(budget("tenant=*", 100))
     await client.reserve("a", 100, deadline_s=30.0)
@@ -200,10 +211,13 @@ async def test_a_hold_that_outlives_its_counter_still_settles(client: Client) ->
     assert await client.spent_held() == (40, 0)
 
 
-async def test_a_dead_workers_name_is_free_again_after_eight_days(client: Client) -> None:
+async def test_a_dead_workers_name_is_free_again_after_eight_days_and_holds_nothing(client: Client) -> None:
+    client.declare(budget("tenant=*", 1000, period="total"))
     await client.store.heartbeat("x", 60)
+    await client.reserve("a", 100, worker="x", deadline_s=30.0 * DAY_S)
     client.clock.advance(60)
     await client.store.heartbeat("w", 30 * DAY_S)
     client.clock.advance(EIGHT_DAYS_S)
     await client.store.heartbeat("w", 30 * DAY_S)
     assert await client.store.heartbeat("x", 60)
+    assert await client.spent_held() == (0, 0)

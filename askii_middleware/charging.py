@@ -1,0 +1,249 @@
+"""From a finished call to its charge in the ledger, and charges for calls that were made elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .admitting import Admitter, Option
+from .calls import Call, CallSpec, new_call_id
+from .counting import check_model, check_usage, checked_metadata, whole_count
+from .currency import MAX_NANO_USD, NANO, RateSource
+from .errors import StoreError, UnknownModelError
+from .identity import Identity
+from .settling import Billed, Conclusion, Verdict, build
+from .usage import TokenUsage
+
+if TYPE_CHECKING:
+    from .budgets import BudgetIndex
+    from .concluding import Concluder
+    from .deferrals import Deferrals
+    from .metrics import Metrics
+    from .pricing import Price, PriceBook
+    from .records import UsageRecord
+    from .session import Session
+    from .stores.base import Settled
+    from .writer import LedgerWriter
+
+logger = logging.getLogger(__name__)
+
+DEFERRED_S = 25 * 3600.0
+"""How long a call that goes on elsewhere, such as a background response, may take before its hold is charged."""
+
+
+class Charging(ABC):
+    """Mixed into `CostTracker`."""
+
+    prices: PriceBook
+    index: BudgetIndex
+    rates: RateSource
+    metrics: Metrics
+    concluder: Concluder
+    deferrals: Deferrals
+    unknown_price: str
+    clock: Callable[[], float]
+    _admitter: Admitter
+    _session: Session
+    _writer: LedgerWriter
+    _subscription_of: Callable[[Identity], str | None] | Mapping[str, str] | None
+
+    @abstractmethod
+    def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
+        """The price of a model, or the configured default; None where there is neither."""
+
+    # Calls that were admitted ----------------------------------------------------------------------------------------
+
+    async def close_call(self, call: Call, conclusion: Conclusion, *, status: int | None = None) -> UsageRecord | None:
+        """Write the end of a call: once, whatever happens to the caller. Returns the record, or None where there is
+        nothing to charge (yet).
+        """
+        if call.closed:
+            return None
+        call.closed = True
+        verdict = conclusion.verdict
+        if verdict.deferred:
+            self.deferrals.add(call.id, lambda: self._charge_hold(call), DEFERRED_S)
+            return None
+        if verdict.usage is None:
+            if call.held:
+                await self._writer.release(call.id)
+            self.metrics.released(call.spec.api)
+            return None
+        return (await self._charge(call, conclusion, status))[0]
+
+    async def charge_hold(self, call: Call) -> None:
+        """Close a call of which nothing is known but that it ran: it costs what was held for, as an estimate."""
+        if not call.closed:
+            call.closed = True
+            await self._charge_hold(call)
+
+    async def _charge_hold(self, call: Call) -> None:
+        logger.warning("call %s: it ended without counts; its hold is charged", call.id)
+        whole = TokenUsage(input=call.input_bound, output=call.output_bound)
+        verdict = Verdict(usage=whole, outcome="deferred_estimate", estimated=True)
+        await self._charge(call, self.concluder.priced(call, [(None, whole)], verdict), None)
+
+    async def close_late(
+        self, call: Call, payer: Identity, conclusion: Conclusion, *, status: int | None = None
+    ) -> UsageRecord | None:
+        """Like `close_call`, for a call whose payer became known only after it was admitted for somebody else.
+
+        The payer is charged under the id `<id>.late`, unheld, and then the hold is released: a process that dies in
+        between leaves a hold to expire, never a second charge.
+        """
+        if call.closed or conclusion.verdict.usage is None:
+            return await self.close_call(call, conclusion, status=status)
+        call.closed = True
+        option = Option(call.model, call.price, call.input_bound, call.output_bound, None, 0)
+        moved = replace(
+            call,
+            id=f"{call.id}.late",
+            identity=payer,
+            held=False,
+            held_nano_usd=0,
+            matches=self.index.matches(self._admitter.dimensions(payer, call.spec, option)),
+            closed=False,
+        )
+        try:
+            return await self.close_call(moved, conclusion, status=status)
+        finally:
+            if call.held:
+                await self._writer.release(call.id)
+
+    async def _charge(
+        self, call: Call, conclusion: Conclusion, status: int | None
+    ) -> tuple[UsageRecord, Settled | None]:
+        started_s = time.perf_counter()
+        verdict = conclusion.verdict
+        record, settlement = build(
+            call,
+            conclusion.parts,
+            conclusion.billed,
+            subscription=self.subscription(call.identity),
+            price_version=self.prices.version,
+            ending_status=status,
+            outcome=verdict.outcome,
+            estimated=verdict.estimated,
+            flagged=conclusion.flagged,
+            service_tier=conclusion.service_tier,
+            provider_request_id=conclusion.provider_request_id,
+            duration_ms=round((started_s - call.started_s) * 1000, 1),
+            provider=(conclusion.parts[0].price.provider if conclusion.parts and conclusion.parts[0].price else None)
+            or call.spec.provider
+            or "",
+        )
+        # Counted with the write, which goes on where the caller is cancelled.
+        settled = await self._writer.settle(settlement, lambda settled: self._booked(record, settled, started_s))
+        return record, settled
+
+    def _booked(self, record: UsageRecord, settled: Settled | None, started_s: float) -> None:
+        self.metrics.settled(record, settled, time.perf_counter() - started_s)
+        self._session.wake()
+
+    def subscription(self, identity: Identity) -> str:
+        """The external subscription an identity is billed to; empty where it has none."""
+        mapping = self._subscription_of
+        if mapping is None:
+            return identity.tenant
+        try:
+            found: Any = mapping(identity) if callable(mapping) else mapping.get(identity.tenant)
+        except Exception:
+            # The charge must not be lost with it; sinks that bill put the record aside.
+            logger.exception("subscription_of failed for the tenant %r", identity.tenant)
+            return ""
+        return found if isinstance(found, str) else ""
+
+    # Calls that were made elsewhere -----------------------------------------------------------------------------------
+
+    async def record_usage(
+        self,
+        tenant_id: str | Identity,
+        model: str,
+        *,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        usage: TokenUsage | None = None,
+        call_id: str | None = None,
+        provider: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UsageRecord:
+        """Charge a call that has already happened. No budget can refuse it. The same `call_id` charges once.
+
+        Where the ledger is away the charge waits in the journal; the record then has no `askii_coins` yet. Raises
+        UnknownModelError, ValueError for counts that are none, and StoreError where the charge would find no place.
+        """
+        identity = tenant_id if isinstance(tenant_id, Identity) else Identity(tenant=tenant_id)
+        counted = TokenUsage.from_totals(
+            whole_count("input_tokens", input_tokens), whole_count("output_tokens", output_tokens)
+        )
+        if usage is not None:
+            counted = check_usage(usage)
+        spec = CallSpec(model=check_model(model), provider=provider, metadata=checked_metadata(metadata))
+        await self._ready_to_charge()
+        call = self._unheld(identity, spec, call_id)
+        conclusion = self.concluder.priced(call, [(model, counted)], Verdict(usage=counted))
+        if conclusion.billed.nano_usd > MAX_NANO_USD:
+            raise ValueError(f"{conclusion.billed.nano_usd} nano-USD are more than a charge can be ({MAX_NANO_USD})")
+        record, settled = await self._charge(call, conclusion, None)
+        if settled is None:
+            return record
+        return msgspec.structs.replace(record, late=settled.late, askii_coins=settled.coins)
+
+    async def record_external(self, subscription: str, coins: int, call_id: str) -> None:
+        """Charge and bill a whole number of coins that was computed elsewhere, once for each `call_id` of a
+        subscription. Raises ValueError for an amount beyond what a charge can be.
+        """
+        identity = Identity(tenant=subscription)
+        await self._ready_to_charge()
+        call = self._unheld(identity, CallSpec(model="external", api="external"), call_id, priced=False)
+        numerator, denominator = call.rate.ratio
+        nano, rest = divmod(coins * NANO * denominator, numerator)
+        nano += 2 * rest > numerator or (2 * rest == numerator and nano % 2)
+        if not 0 <= nano <= MAX_NANO_USD:
+            raise ValueError(f"{coins} coins are not 0 to {MAX_NANO_USD} nano-USD at the current rate")
+        record, settlement = build(
+            call, (), Billed(nano, (), False), subscription=subscription, price_version=self.prices.version
+        )
+        # The ledger knows calls by one id for all tenants; callers' own ids are unique for a subscription only.
+        own = f"external:{subscription}:{call_id}"
+        await self._writer.settle(
+            msgspec.structs.replace(settlement, call_id=own, coins=coins, pico_coins=0),
+            lambda settled: self._booked(record, settled, call.started_s),
+        )
+
+    async def _ready_to_charge(self) -> None:
+        try:
+            await self._session.ready()
+        except StoreError:
+            if self._writer.refuses:
+                raise
+
+    def _unheld(self, identity: Identity, spec: CallSpec, call_id: str | None, *, priced: bool = True) -> Call:
+        price = self.price_of(spec.model, provider=spec.provider) if priced else None
+        if priced and price is None and self.unknown_price != "allow":
+            raise UnknownModelError(spec.model)
+        option = Option(spec.model, price, 0, 0, None, 0)
+        now_s = self.clock()
+        return Call(
+            id=call_id or new_call_id(now_s),
+            spec=spec,
+            identity=identity,
+            model=spec.model,
+            price=price,
+            held_nano_usd=0,
+            held=False,
+            input_bound=0,
+            output_bound=0,
+            write_output_limit=None,
+            matches=self.index.matches(self._admitter.dimensions(identity, spec, option)),
+            windows=self.index.windows(now_s),
+            rate=self.rates.current(),
+            admitted_at_s=now_s,
+            started_s=time.perf_counter(),
+        )

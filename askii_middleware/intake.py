@@ -1,0 +1,79 @@
+"""What a request to a metered path asks for: its body read, and its call specified. Nothing is held yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from .body import BodyTooLargeError, Parsed, UnreadableBodyError, decoded, form_names, parse_body, read_body
+from .calls import CallSpec
+from .providers import choose_api
+from .providers.base import Api, CallRequest, InvalidRequestError
+
+if TYPE_CHECKING:
+    from starlette.types import Receive
+
+MAX_LENGTH_DIGITS = 18
+
+
+class Intake(NamedTuple):
+    """A request's body as it came, and what it is: `api` None means that none of the path's APIs knows it."""
+
+    body: bytes
+    api: Api | None
+    parsed: Parsed
+
+
+async def take_in(apis: tuple[Api, ...], scope: Mapping[str, Any], receive: Receive, limit: int) -> Intake:
+    """Read a request. Raises ClientLeftError, BodyTooLargeError, UnreadableBodyError."""
+    encodings, content_type = [], b""
+    for name, value in scope["headers"]:
+        lower = name.lower()
+        if lower == b"content-length" and value.isdigit() and (len(value) > MAX_LENGTH_DIGITS or int(value) > limit):
+            raise BodyTooLargeError
+        if lower == b"content-encoding":
+            encodings.append(value)
+        elif lower == b"content-type":
+            content_type = value
+    body = await read_body(receive, limit)
+    plain = decoded(body, b",".join(encodings), limit) if encodings else body
+    try:
+        parsed = parse_body(plain)
+    except UnreadableBodyError:
+        # An application's own form may live under a path like these. One that some application could take for a
+        # call, with the same fields, may not pass unmetered.
+        names = form_names(content_type, plain)
+        if names is None:
+            raise
+        if choose_api(apis, dict.fromkeys(names, msgspec.Raw(b"null"))) is not None:
+            raise UnreadableBodyError("send this request as JSON, not as a form") from None
+        return Intake(body, None, Parsed(None, len(plain)))
+    return Intake(body, None if parsed.fields is None else choose_api(apis, parsed.fields), parsed)
+
+
+def specify(api: Api, parsed: Parsed, default_model: str | None) -> tuple[CallRequest, CallSpec]:
+    """What a body that belongs to `api` asks for. Raises InvalidRequestError."""
+    assert parsed.fields is not None
+    request = api.parse(parsed.fields, parsed.size)
+    model = request.model or default_model
+    if model is None:
+        raise InvalidRequestError("model: the request names no model, and no default_model is configured")
+    limit = request.output_limit if request.output_limit is not None else api.default_output_limit
+    return request, CallSpec(
+        model=model,
+        api=api.name,
+        family=api.family,
+        kind=api.kind,
+        provider=api.provider,
+        input_tokens=request.input_bound,
+        input_estimate=request.input_estimate,
+        output_tokens=None if limit is None else limit * request.choices,
+        choices=request.choices,
+        remote_input=request.remote_input,
+        media=request.media,
+        stream=request.stream,
+        service_tier=request.service_tier,
+        other_models=request.other_models,
+    )

@@ -1,0 +1,406 @@
+"""ASGI without a server: scripted applications, scripted clients, and a ledger to look into afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from askii_middleware import AskiiMiddleware, Budget, CostTracker
+from askii_middleware.pricing import ModelPrice
+from askii_middleware.records import UsageRecord, decode_record
+from askii_middleware.stores.base import Store, Totals
+
+Message = dict[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+START_S = 1_767_225_600.0
+"""2026-01-01T00:00:00Z."""
+JSON = (b"content-type", b"application/json")
+SSE = (b"content-type", b"text/event-stream; charset=utf-8")
+PRICES = {
+    # 1,000 nano-USD for each token of a prompt, 10,000 for each of an answer; mini costs a tenth.
+    "big": ModelPrice(input_usd_per_mtok=1, output_usd_per_mtok=10),
+    "mini": ModelPrice(input_usd_per_mtok="0.1", output_usd_per_mtok=1),
+    "free": ModelPrice(input_usd_per_mtok=0, output_usd_per_mtok=0),
+}
+CHAT = {"model": "big", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+
+
+class Clock:
+    """Unix seconds that stand still until moved."""
+
+    def __init__(self, now_s: float = START_S) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+# The server's side ---------------------------------------------------------------------------------------------------
+
+
+def http_scope(
+    path: str = "/v1/chat/completions", method: str = "POST", headers: RawHeaders = (JSON,)
+) -> dict[str, Any]:
+    """A request as uvicorn hands it over."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(errors="surrogatepass"),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"localhost"), *headers],
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 8000),
+        "state": {},
+    }
+
+
+class Client:
+    """A client and the server in front of it: gives the request, takes the answer.
+
+    `leaves_after` messages of the answer the connection is gone: `receive` then says so, and `send` does nothing, as
+    under uvicorn, or raises OSError where `raises`. `leaves_after=0` is a client that is gone before any answer.
+    """
+
+    def __init__(
+        self, chunks: Iterable[bytes] = (b"",), *, leaves_after: int | None = None, raises: bool = False
+    ) -> None:
+        pieces = list(chunks)
+        self._requests: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": place < len(pieces) - 1}
+            for place, piece in enumerate(pieces)
+        ]
+        self._leaves_after = leaves_after
+        self._raises = raises
+        self.messages: list[Message] = []
+        self.gone = asyncio.Event()
+        self.taken = 0
+        """How many messages of the request were taken."""
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(0)
+        if self.taken < len(self._requests):
+            self.taken += 1
+            return self._requests[self.taken - 1]
+        if self._leaves_after == 0:
+            self.gone.set()
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        if self._leaves_after is not None and len(self.messages) >= self._leaves_after:
+            self.gone.set()
+            if self._raises:
+                raise OSError("the client is gone")
+            return
+        self.messages.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.gone.set()
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    messages: list[Message]
+    error: BaseException | None = None
+
+    @property
+    def start(self) -> Message:
+        return next(m for m in self.messages if m["type"] == "http.response.start")
+
+    @property
+    def status(self) -> int:
+        return int(self.start["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, value in self.start["headers"]:
+            assert name == name.lower() or not name.startswith(b"X-Askii")
+            key = name.decode("latin-1").lower()
+            assert not key.startswith("x-askii-") or key not in found, f"{key} twice"
+            found[key] = value.decode("latin-1")
+        return found
+
+    @property
+    def own_headers(self) -> dict[str, str]:
+        return {name: value for name, value in self.headers.items() if name.startswith("x-askii-")}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m.get("body", b"") for m in self.messages if m["type"] == "http.response.body")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def complete(self) -> bool:
+        ends = [m for m in self.messages if m["type"] == "http.response.body" and not m.get("more_body", False)]
+        return len(ends) == 1
+
+
+async def ask(
+    app: App,
+    body: bytes | Iterable[bytes] | dict[str, Any] = CHAT,
+    *,
+    path: str = "/v1/chat/completions",
+    method: str = "POST",
+    headers: RawHeaders = (),
+    client: Client | None = None,
+    scope: dict[str, Any] | None = None,
+    **more: Any,
+) -> Answer:
+    """One request. The application's exception comes back in the answer; `more` goes into the scope."""
+    if isinstance(body, dict):
+        body = json.dumps(body).encode()
+    if client is None:
+        client = Client([body] if isinstance(body, bytes) else body)
+    scope = {**(scope or http_scope(path, method, [JSON, *headers])), **more}
+    try:
+        await app(scope, client.receive, client.send)
+    except Exception as error:  # what a server would log
+        return Answer(client.messages, error)
+    return Answer(client.messages)
+
+
+# The application's side ----------------------------------------------------------------------------------------------
+
+
+async def read_all(receive: Callable[[], Awaitable[Message]]) -> bytes | None:
+    """The request's body; None if the client left before its end."""
+    body = b""
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body", False):
+            return body
+
+
+@dataclass
+class Scripted:
+    """An application that reads the request and then does what its script says: a message is sent, an exception
+    raised, anything callable called with `(scope, receive, send)` and awaited.
+    """
+
+    script: Sequence[Any]
+    reads: bool = True
+    scopes: list[dict[str, Any]] = field(default_factory=list)
+    bodies: list[bytes | None] = field(default_factory=list)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        if self.reads:
+            self.bodies.append(await read_all(receive))
+        for step in self.script:
+            if isinstance(step, dict):
+                await send(step)
+            elif isinstance(step, BaseException):
+                raise step
+            else:
+                await step(scope, receive, send)
+
+    @property
+    def sent_json(self) -> Any:
+        """The last request's body as the application read it."""
+        body = self.bodies[-1]
+        assert body is not None
+        return json.loads(body)
+
+    @property
+    def sent_headers(self) -> dict[bytes, bytes]:
+        return dict(self.scopes[-1]["headers"])
+
+
+def start(*headers: tuple[bytes, bytes], status: int = 200, **more: Any) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": list(headers), **more}
+
+
+def piece(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def plain(body: bytes | dict[str, Any], *headers: tuple[bytes, bytes], status: int = 200) -> list[Message]:
+    """A JSON answer in one piece, with its length."""
+    if isinstance(body, dict):
+        body = json.dumps(body).encode()
+    length = (b"content-length", str(len(body)).encode())
+    return [start(JSON, length, *headers, status=status), {"type": "http.response.body", "body": body}]
+
+
+def stream(*events: bytes, headers: RawHeaders = ()) -> list[Message]:
+    """A stream of these pieces that comes to its end."""
+    return [start(SSE, *headers), *(piece(event) for event in events), piece(b"", more=False)]
+
+
+def chat_answer(entering: int = 10, leaving: int = 5, **more: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": entering, "completion_tokens": leaving, "total_tokens": entering + leaving}
+    message = {"role": "assistant", "content": "hello you"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "c1", "object": "chat.completion", "model": "big", "choices": [choice], "usage": usage, **more}
+
+
+def chat_chunk(text: str | None = None, *, reason: str | None = None, **more: Any) -> bytes:
+    delta = {} if text is None else {"content": text}
+    chunk = {"id": "c1", "object": "chat.completion.chunk", "model": "big"}
+    return event({**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **more})
+
+
+def chat_usage(entering: int = 10, leaving: int = 5) -> bytes:
+    usage = {"prompt_tokens": entering, "completion_tokens": leaving, "total_tokens": entering + leaving}
+    return event({"id": "c1", "object": "chat.completion.chunk", "model": "big", "choices": [], "usage": usage})
+
+
+def event(data: dict[str, Any], name: str | None = None) -> bytes:
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+# The ledger ----------------------------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """A running tracker, and what became of the calls it admitted."""
+
+    def __init__(self, tracker: CostTracker, clock: Clock) -> None:
+        self.tracker = tracker
+        self.clock = clock
+        self.settled: list[str] = []
+        self.released: list[str] = []
+        self.held: list[str] = []
+        self.slow: asyncio.Event | None = None
+        """Where set, settlements wait for it."""
+        store: Any = tracker.store
+        settle, at_once, release, reserve = store.settle, store.settle_at_once, store.release, store.reserve
+
+        async def spy_settle(settlement: Any) -> Any:
+            if self.slow is not None:
+                await self.slow.wait()
+            self.settled.append(settlement.call_id)
+            return await settle(settlement)
+
+        def spy_at_once(settlement: Any) -> Any:
+            if settlement.call_id in self.settled:  # called by `settle`, or a second time: the store will tell
+                return at_once(settlement)
+            settled = None if self.slow is not None else at_once(settlement)
+            if settled is not None:
+                self.settled.append(settlement.call_id)
+            return settled
+
+        async def spy_release(call_id: str) -> None:
+            self.released.append(call_id)
+            await release(call_id)
+
+        async def spy_reserve(request: Any) -> Any:
+            admission = await reserve(request)
+            if admission.candidate is not None:
+                self.held.append(request.call_id)
+            return admission
+
+        store.settle, store.settle_at_once, store.release, store.reserve = (
+            spy_settle,
+            spy_at_once,
+            spy_release,
+            spy_reserve,
+        )
+
+    def around(self, app: App, **options: Any) -> AskiiMiddleware:
+        """The middleware in front of `app`; every request is tenant acme's unless `options` say otherwise."""
+        if "identify" not in options and "identity" not in options and "default_tenant" not in options:
+            options["identify"] = lambda _scope: "acme"
+        return AskiiMiddleware(app, tracker=self.tracker, **options)
+
+    async def records(self) -> list[UsageRecord]:
+        await self.idle()
+        return [decode_record(record) for _, record in await self.tracker.store.records()]
+
+    async def record(self) -> UsageRecord:
+        """The only record there is, with nothing held beside it."""
+        (record,) = await self.records()
+        assert (await self.totals()).held_nano_usd == 0
+        self.check_once()
+        return record
+
+    def check_once(self) -> None:
+        """No call was settled twice, released twice, or both."""
+        ends = self.settled + self.released
+        assert len(ends) == len(set(ends)), ends
+
+    async def nothing_happened(self) -> bool:
+        """No charge, no hold left."""
+        records, totals = await self.records(), await self.totals()
+        return not records and totals.held_nano_usd == 0
+
+    async def totals(self) -> Totals:
+        return await self.tracker.store.totals()
+
+    async def idle(self) -> None:
+        """Let the writes that nobody waits for come to their end."""
+        await asyncio.sleep(0)
+        await self.tracker._writer.drain(5)
+
+    async def spent(self, scope: str = "tenant=acme") -> int:
+        rows = await self.tracker.store.spend(scope, 0, 2 * START_S)
+        return sum(row.cost_nano_usd for row in rows)
+
+    def metric(self, name: str, **labels: str) -> float:
+        self.tracker.metrics.flush()
+        return self.tracker.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def ledger(
+    store: str | Store = "memory://", *, clock: Clock | None = None, **options: Any
+) -> AsyncIterator[Ledger]:
+    """A tracker with round prices and a budget of 10 USD a day for every tenant. A store comes with its clock."""
+    clock = clock or Clock()
+    settings: dict[str, Any] = {"budgets": [Budget(scope="tenant=*", limit_usd=10)], "prices": PRICES}
+    tracker = CostTracker(store=store, clock=clock, **{**settings, **options})
+    async with tracker:
+        yield Ledger(tracker, clock)
+
+
+# Cancellation --------------------------------------------------------------------------------------------------------
+
+
+class Interrupted:
+    """Drives a coroutine and cancels it where it waits for the `at`-th time, as `Task.cancel` does."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int) -> None:
+        self._work = work
+        self._at = at
+        self.reached = False
+        """It waited that often."""
+
+    def __await__(self) -> Any:
+        inner = self._work.__await__()
+        waits = 0
+        while True:
+            try:
+                waiting = inner.send(None)
+                waits += 1
+                if waits == self._at:
+                    self.reached = True
+                    if waiting is not None:
+                        waiting.cancel()
+                    waiting = inner.throw(asyncio.CancelledError())
+            except StopIteration as done:
+                return done.value
+            yield waiting

@@ -1,0 +1,187 @@
+"""Blocks inside of requests: one call, one charge; and a block's denial that nobody handles becomes the refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+from askii_middleware import Budget
+from askii_middleware.errors import BudgetExceededError
+
+from .support.asgi import CHAT, JSON, SSE, Ledger, Scripted, ask, chat_answer, chat_chunk, ledger, piece, plain, start
+
+DENIAL = BudgetExceededError(
+    "the daily budget of tenant=acme is spent",
+    current_cost=1,
+    max_budget=1,
+    scope="tenant=acme",
+    reason="spent",
+    resets_at_s=1_767_312_000,
+)
+
+
+@pytest.fixture
+async def book() -> AsyncIterator[Ledger]:
+    budgets = [Budget(scope="tenant=*", limit_usd=10), Budget(scope="tenant=poor", limit_usd="0.000001")]
+    async with ledger(budgets=budgets) as open_ledger:
+        yield open_ledger
+
+
+def block(book: Ledger, tenant: str | None = "acme", model: str = "big", *, counts: tuple[int, int] = (7, 3)) -> Any:
+    """A step that calls a model in code."""
+
+    async def step(*_: Any) -> None:
+        async with book.tracker.track_tokens(tenant, model, expected_input_tokens=9, max_output_tokens=9) as usage:
+            usage.record(chat_answer(*counts))
+
+    return step
+
+
+async def test_a_block_settles_the_request_and_its_answer_costs_nothing_more(book: Ledger) -> None:
+    got = await ask(book.around(Scripted([block(book), *plain(chat_answer())])))
+    record = await book.record()
+    assert record.cost_nano_usd == 37_000
+    assert record.call_id == got.own_headers["x-askii-call-id"]
+    assert "x-askii-cost-coins" not in got.own_headers
+
+
+async def test_further_blocks_hold_and_settle_for_themselves(book: Ledger) -> None:
+    got = await ask(book.around(Scripted([block(book), block(book), block(book), *plain(chat_answer())])))
+    call_id = got.own_headers["x-askii-call-id"]
+    assert [record.call_id for record in await book.records()] == [call_id, f"{call_id}.1", f"{call_id}.2"]
+    assert (await book.totals()).held_nano_usd == 0
+
+
+async def test_a_block_that_fails_gives_the_request_back_its_call(book: Ledger) -> None:
+    async def fails(*_: Any) -> None:
+        try:
+            async with book.tracker.track_tokens("acme", "big"):
+                raise LookupError  # noqa: TRY301
+        except LookupError:
+            pass
+
+    await ask(book.around(Scripted([fails, *plain(chat_answer())])))
+    assert (await book.record()).cost_nano_usd == 60_000
+
+
+# Denied ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/my/own/agent"])
+async def test_a_denial_that_nobody_handles_is_the_refusal(book: Ledger, path: str) -> None:
+    got = await ask(book.around(Scripted([block(book, "poor"), *plain(chat_answer())])), path=path)
+    assert (got.status, got.error) == (402, None)
+    assert got.json["error"]["code"] == "budget_exceeded"
+    assert ("type" in got.json) == (path == "/v1/messages")
+    assert "0.000001" not in got.json["error"]["message"]  # poor's budget, and acme's request
+    assert await book.nothing_happened()
+    assert book.metric("askii_refusals_total", scope_kind="tenant", reason="spent") == 1
+
+
+async def test_the_callers_own_denial_tells_amounts(book: Ledger) -> None:
+    app = Scripted([block(book, None), *plain(chat_answer())])
+    got = await ask(book.around(app, identify=lambda _scope: "poor"), path="/my/own/agent")
+    assert "0.000001 USD" in got.json["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/my/own/agent"])
+@pytest.mark.parametrize("reraises", [True, False])
+@pytest.mark.parametrize("debug", [True, False])
+async def test_a_denial_that_a_framework_answers_with_500_is_the_refusal(
+    book: Ledger, path: str, *, reraises: bool, debug: bool
+) -> None:
+    async def endpoint(_request: Any) -> Any:
+        await block(book, "poor")()
+
+    starlette = Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])], debug=debug)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await starlette(scope, receive, send)
+        except BudgetExceededError:
+            if reraises:  # Starlette does, other frameworks do not
+                raise
+
+    got = await ask(book.around(app), path=path)
+    assert (got.status, got.error, len(got.messages)) == (402, None, 2)
+    assert got.json["error"]["code"] == "budget_exceeded"
+    assert await book.nothing_happened()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/my/own/agent"])
+async def test_a_denial_inside_another_error_is_the_refusal_and_the_error_the_servers_to_log(
+    book: Ledger, path: str
+) -> None:
+    async def wraps(*_: Any) -> None:
+        try:
+            await block(book, "poor")()
+        except BudgetExceededError as error:
+            raise ExceptionGroup("tasks", [error]) from error
+
+    got = await ask(book.around(Scripted([wraps])), path=path)
+    assert got.status == 402
+    assert isinstance(got.error, ExceptionGroup)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/my/own/agent"])
+async def test_a_denial_that_the_application_handles_is_its_own_answer(book: Ledger, path: str) -> None:
+    async def endpoint(_request: Any) -> Any:
+        try:
+            await block(book, "poor")()
+        except BudgetExceededError:
+            return PlainTextResponse("later", status_code=503)
+
+    starlette = Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
+    got = await ask(book.around(starlette), path=path)
+    assert (got.status, got.body) == (503, b"later")
+    assert await book.nothing_happened()
+
+
+async def test_an_error_after_a_denial_that_was_overcome_is_an_error(book: Ledger) -> None:
+    async def overcomes(*_: Any) -> None:
+        try:
+            await block(book, "poor")()
+        except BudgetExceededError:
+            await block(book, "acme")()
+
+    got = await ask(book.around(Scripted([overcomes, *plain({"error": {}}, status=500)])))
+    assert got.status == 500
+    assert (await book.record()).cost_nano_usd == 37_000
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/my/own/agent"])
+@pytest.mark.parametrize("began", [start(SSE), start(JSON)])
+async def test_a_denial_after_the_answer_began_is_the_servers_to_handle(book: Ledger, path: str, began: Any) -> None:
+    app = Scripted([began, piece(chat_chunk("a")), DENIAL])
+    got = await ask(book.around(app), {**CHAT, "stream": True}, path=path)
+    assert got.error is DENIAL
+    assert got.status == 200
+    assert got.body == chat_chunk("a")
+    if path.startswith("/v1"):
+        assert (await book.record()).outcome == "upstream_error"
+
+
+async def test_a_denial_without_a_block_is_the_refusal_too(book: Ledger) -> None:
+    got = await ask(book.around(Scripted([DENIAL])))
+    assert (got.status, got.error) == (402, None)
+    assert got.json["error"]["resets_at"] == "2026-01-02T00:00:00Z"
+    assert await book.nothing_happened()
+
+
+async def test_an_application_that_passes_the_answer_of_a_model_on_is_charged_once(book: Ledger) -> None:
+    async def endpoint(request: Any) -> Any:
+        asked = json.loads(await request.body())
+        async with book.tracker.track_tokens(None, asked["model"]) as usage:
+            answer = chat_answer(100, 50)
+            usage.record(answer)
+        return JSONResponse(answer)
+
+    starlette = Starlette(routes=[Route("/v1/chat/completions", endpoint, methods=["POST"])])
+    await ask(book.around(starlette))
+    assert (await book.record()).cost_nano_usd == 600_000
