@@ -14,6 +14,7 @@ from .currency import MAX_NANO_USD, Rate, nano_to_coins, nano_to_coins_text, nan
 from .errors import BudgetExceededError, StoreError, UnknownModelError
 from .output_limits import max_output_tokens
 from .stores.base import StaleFormsError
+from .tokens import encoding_of
 
 if TYPE_CHECKING:
     from .fallbacks import Fallbacks
@@ -86,7 +87,7 @@ class Admitter:
                 if found:
                     continue
                 raise UnknownModelError(model)
-            entering = spec.input_tokens + (self._remote(price) if spec.remote_input else 0)
+            entering = self._input_tokens(spec, model) + (self._remote(price) if spec.remote_input else 0)
             if spec.output_tokens is not None:
                 leaving, write = spec.output_tokens, None
             else:
@@ -109,6 +110,11 @@ class Admitter:
                 raise UnknownModelError(model)
             total += price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
         return total
+
+    def _input_tokens(self, spec: CallSpec, model: str) -> int:
+        if spec.counted_input is None or encoding_of(self._prices.canonical(model)) != spec.counted_input[0]:
+            return spec.input_tokens
+        return min(spec.counted_input[1], spec.input_tokens)
 
     def _remote(self, price: Price | None) -> int:
         return self._remote_input_tokens or (price.context_window if price else None) or CONTEXT_WINDOW

@@ -34,6 +34,7 @@ class CallSpec:
         provider: whose prices apply where the model's name does not say.
         kind: `text` or `embedding`; the `*` fallbacks cover `text` only.
         input_tokens: upper bound of the prompt.
+        counted_input: an encoding and the prompt's exact bound in it, for models that use it.
         input_estimate: the likely number, charged when the answer brings no usage.
         output_tokens: upper bound of the answer, all choices together; None where the client set no limit.
         choices: answers per prompt, multiplying a limit the client did not set.
@@ -50,6 +51,7 @@ class CallSpec:
     deployment: str | None = None
     input_tokens: int = 0
     input_estimate: int = 0
+    counted_input: tuple[str, int] | None = None
     output_tokens: int | None = None
     choices: int = 1
     remote_input: bool = False

@@ -9,8 +9,10 @@ import msgspec
 
 from .body import BodyTooLargeError, Parsed, UnreadableBodyError, decoded, form_names, parse_body, read_body
 from .calls import CallSpec
+from .models import canonical
 from .providers import choose_api
 from .providers.base import Api, CallRequest, InvalidRequestError
+from .tokens import count_tokens, encoding_of
 
 if TYPE_CHECKING:
     from starlette.types import Receive
@@ -53,8 +55,9 @@ async def take_in(apis: tuple[Api, ...], scope: Mapping[str, Any], receive: Rece
     return Intake(body, None if parsed.fields is None else choose_api(apis, parsed.fields), parsed)
 
 
-def specify(api: Api, parsed: Parsed, default_model: str | None) -> tuple[CallRequest, CallSpec]:
+def specify(api: Api, intake: Intake, default_model: str | None) -> tuple[CallRequest, CallSpec]:
     """What a body that belongs to `api` asks for. Raises InvalidRequestError."""
+    parsed = intake.parsed
     assert parsed.fields is not None
     request = api.parse(parsed.fields, parsed.size)
     model = request.model or default_model
@@ -69,6 +72,7 @@ def specify(api: Api, parsed: Parsed, default_model: str | None) -> tuple[CallRe
         provider=api.provider,
         input_tokens=request.input_bound,
         input_estimate=request.input_estimate,
+        counted_input=None if request.media else _counted(model, intake, request.input_bound),
         output_tokens=None if limit is None else limit * request.choices,
         choices=request.choices,
         remote_input=request.remote_input,
@@ -77,3 +81,13 @@ def specify(api: Api, parsed: Parsed, default_model: str | None) -> tuple[CallRe
         service_tier=request.service_tier,
         other_models=request.other_models,
     )
+
+
+def _counted(model: str, intake: Intake, bound: int) -> tuple[str, int] | None:
+    """The model's encoding and the prompt's bound in its tokens, where they can be counted exactly."""
+    encoding = encoding_of(canonical(model))
+    if encoding is None or len(intake.body) != intake.parsed.size:
+        return None
+    tokens = count_tokens(intake.body, encoding)
+    # What the bound has beyond the body's bytes is the provider's overhead.
+    return None if tokens is None else (encoding, tokens + bound - intake.parsed.size)

@@ -238,7 +238,7 @@ class AskiiMiddleware:
     def _specify(self, intake: Intake, call_id: str) -> tuple[CallRequest, CallSpec]:
         assert intake.api is not None
         try:
-            return specify(intake.api, intake.parsed, self._default_model)
+            return specify(intake.api, intake, self._default_model)
         except InvalidRequestError as error:
             raise invalid_request(str(error), call_id) from error
 

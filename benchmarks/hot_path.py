@@ -21,12 +21,7 @@ from typing import Any
 
 from askii_middleware import AskiiMiddleware, Budget, CostTracker
 
-try:
-    import uvloop
-except ImportError:  # pragma: no cover - the figure is then asyncio's own
-    uvloop = None
-
-App = Callable[[dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 REQUEST = json.dumps(
     {
@@ -159,7 +154,7 @@ async def compare(name: str, bare: App, wrapped: App, body: bytes, *, calls: int
 
 
 def wrap(app: App, tracker: CostTracker, **options: Any) -> App:
-    return AskiiMiddleware(app, tracker=tracker, identity={"sources": ["state"]}, **options)  # type: ignore[return-value]
+    return AskiiMiddleware(app, tracker=tracker, identity={"sources": ["state"]}, **options)
 
 
 async def run(calls: int, rounds: int) -> None:
@@ -186,8 +181,12 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    runner = uvloop.run if uvloop is not None else asyncio.run
-    runner(run(arguments.calls, arguments.rounds))
+    try:
+        import uvloop  # noqa: PLC0415 - without it the figure is asyncio's own
+    except ImportError:
+        asyncio.run(run(arguments.calls, arguments.rounds))
+    else:
+        uvloop.run(run(arguments.calls, arguments.rounds))
 
 
 if __name__ == "__main__":

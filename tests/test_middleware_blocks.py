@@ -156,13 +156,15 @@ async def test_an_error_after_a_denial_that_was_overcome_is_an_error(book: Ledge
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/my/own/agent"])
-@pytest.mark.parametrize("began", [start(SSE), start(JSON)])
-async def test_a_denial_after_the_answer_began_is_the_servers_to_handle(book: Ledger, path: str, began: Any) -> None:
-    app = Scripted([began, piece(chat_chunk("a")), DENIAL])
+@pytest.mark.parametrize(("began", "sent"), [(start(SSE), chat_chunk("a")), (start(JSON), b'{"id":')])
+async def test_a_denial_after_the_answer_began_is_the_servers_to_handle(
+    book: Ledger, path: str, began: Any, sent: bytes
+) -> None:
+    app = Scripted([began, piece(sent), DENIAL])
     got = await ask(book.around(app), {**CHAT, "stream": True}, path=path)
     assert got.error is DENIAL
     assert got.status == 200
-    assert got.body == chat_chunk("a")
+    assert got.body == sent
     if path.startswith("/v1"):
         assert (await book.record()).outcome == "upstream_error"
 

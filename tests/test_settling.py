@@ -55,7 +55,9 @@ def test_a_client_that_left_mid_stream_before_any_usage_is_charged_the_prompt_an
 
 
 def test_a_client_that_left_before_a_plain_answer_is_charged_its_usage_when_the_application_ran_on() -> None:
-    verdict = judge(make_call(), Report(usage=EXACT, finished=True), Ending(status=200, complete=True, client_left=True))
+    verdict = judge(
+        make_call(), Report(usage=EXACT, finished=True), Ending(status=200, complete=True, client_left=True)
+    )
     assert (verdict.usage, verdict.outcome, verdict.estimated) == (EXACT, "completed", False)
 
 

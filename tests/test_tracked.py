@@ -6,10 +6,12 @@ import asyncio
 import gc
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,18 @@ from askii_middleware import Budget, BudgetExceededError, ConfigurationError, Co
 from askii_middleware.counting import Usage
 from askii_middleware.portal import run_sync
 
-from .support.service import amounts, assert_balanced, both_stores, make_tracker, opened, records_of, soon, url_of
+from .support.service import (
+    Clock,
+    amounts,
+    assert_balanced,
+    both_stores,
+    faulty,
+    make_tracker,
+    opened,
+    records_of,
+    soon,
+    url_of,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -316,7 +329,7 @@ async def _spent(tracker: CostTracker, nano_usd: int) -> bool:
     return await amounts(tracker) == (nano_usd, 0)
 
 
-# Threads, loops, processes ---------------------------------------------------------------------------------------------
+# Threads, loops, processes -------------------------------------------------------------------------------------------
 
 
 @both_stores
@@ -373,40 +386,32 @@ async def _reopened(tracker: CostTracker) -> tuple[int, int]:
         return await amounts(tracker)
 
 
-def test_an_interrupt_while_entering_leaves_no_hold(tmp_path: Path) -> None:
-    tracker = make_tracker(url_of("sqlite", tmp_path))
+@pytest.mark.parametrize("fault", ["hang", "hang after"])
+def test_an_interrupt_while_a_hold_is_placed_leaves_none(fault: str, tmp_path: Path) -> None:
+    clock = Clock()
+    store = faulty("sqlite", tmp_path, clock)
+    tracker = make_tracker(store, clock=clock, settle_timeout_s=60.0)
+    store.faults["reserve"] = [fault]
 
     @tracked(model="big", tenant_id="acme", tracker=tracker, expected_input_tokens=10, max_output_tokens=0)
     def ask() -> None:
         raise AssertionError
 
-    enter = tracker.track_tokens
+    async def held() -> int:
+        return (await store.inner.totals()).held_nano_usd
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        block = enter(*args, **kwargs)
-        inner = block.__aenter__
+    def interrupt() -> None:
+        while "reserve" not in store.calls or (fault == "hang after" and not run_sync(tracker, held)):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
 
-        async def entering() -> Any:
-            await inner()
-            raise KeyboardInterrupt
-
-        block.__aenter__ = entering  # type: ignore[method-assign]
-        return block
-
-    tracker.track_tokens = interrupted  # type: ignore[method-assign]
-
-    class Loop:
-        pass
-
-    run_sync(tracker, tracker.ready)
-    from askii_middleware import portal  # noqa: PLC0415 - only here
-
-    loop = portal._portal._loop
-    assert loop is not None
-    loop.set_exception_handler(lambda *_: None)
-    with pytest.raises(BaseException):  # noqa: B017 - whatever reaches this thread
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
         ask()
-    assert run_sync(tracker, lambda: amounts(tracker))[1] == 0
+    thread.join()
+    run_sync(tracker, tracker.flush)
+    assert run_sync(tracker, held) == 0
     run_sync(tracker, tracker.stop)
 
 
