@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
+from .models import strip
 from .pricing import ModelPrice
 from .stores import open_store
 from .tracker import CostTracker
@@ -42,8 +45,18 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         outbox_max_pending=settings.outbox_max_pending,
         max_series=settings.max_series,
     )
-    tracker.fallbacks.check(unpriced_allowed=settings.unknown_price != "reject")
+    tracker.fallbacks.check(is_served=_is_served(settings), unpriced_allowed=settings.unknown_price != "reject")
     return tracker
+
+
+def _is_served(settings: Settings) -> Callable[[str], bool] | None:
+    """Whether some upstream takes a model; None where there are no upstreams to ask."""
+    if not settings.upstreams:
+        return None
+    patterns = [pattern.lower() for table in settings.upstreams.values() for pattern in table.models]
+    return lambda model: any(
+        fnmatchcase(name, pattern) for name in (model.lower(), strip(model)) for pattern in patterns
+    )
 
 
 def _price(setting: str, fields: dict[str, Any]) -> ModelPrice:
@@ -60,9 +73,7 @@ def sinks_from_settings(settings: Settings) -> list[Sink]:
         from .sinks.lago import LagoSink  # noqa: PLC0415 - httpx only where Lago is used
 
         lago = settings.sinks.lago
-        sinks.append(
-            LagoSink(lago.url, lago.api_key.get_secret_value(), code=lago.code, timeout_s=lago.timeout_s)
-        )
+        sinks.append(LagoSink(lago.url, lago.api_key.get_secret_value(), code=lago.code, timeout_s=lago.timeout_s))
     if settings.sinks.log is not None:
         from .sinks.log import LogSink  # noqa: PLC0415 - as above
 

@@ -49,7 +49,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         if len(body) + len(chunk) > limit:
             raise BodyTooLargeError
         if not message.get("more_body", False):
-            return bytes(body) + chunk if body else chunk
+            return bytes(body) + chunk if body else bytes(chunk)
         body += chunk
 
 
@@ -59,8 +59,8 @@ def decoded(body: bytes, encoding: bytes, limit: int) -> bytes:
     `deflate` needs its zlib header, as RFC 9110 has it: raw deflate can be made of bytes that are JSON as well, and an
     application that ignores the encoding would then read another request than the one that is metered.
     """
-    name = encoding.strip().lower()
-    if name in (b"", b"identity"):
+    name = b",".join(name for word in encoding.split(b",") if (name := word.strip().lower()) not in (b"", b"identity"))
+    if not name:
         return body
     shown = name.decode("latin-1")[:40]
     window = WINDOWS.get(name)

@@ -50,6 +50,8 @@ def serve(arguments: argparse.Namespace) -> int:
         workers=arguments.workers if several else None,
         log_level="warning",
         access_log=False,
+        # The peer of `trusted_proxies` is the one that connected, not the one that a header names.
+        proxy_headers=False,
         server_header=False,
         date_header=False,
     )

@@ -13,6 +13,7 @@ from .budgets import Budget, Scope
 from .cli import show
 from .enforcer import BudgetStatus
 from .errors import ConfigurationError
+from .identity import Identity
 from .keys import hash_secret, new_secret
 from .settings import Settings, load_settings
 from .stores.base import KeyRow
@@ -102,7 +103,13 @@ def _status_row(line: BudgetStatus) -> dict[str, Any]:
     }
 
 
-async def _keys_add(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+async def _keys_add(tracker: CostTracker, settings: Settings, arguments: argparse.Namespace) -> int:
+    try:
+        Identity(tenant=arguments.tenant, key=arguments.id, user=arguments.user, team=arguments.team)
+    except ValueError as error:
+        raise ConfigurationError(f"keys add: {error}") from None
+    if arguments.id in {row.id for row in (*settings.keys, *await tracker.store.keys())}:
+        raise ConfigurationError(f"a key with the id {arguments.id!r} exists: name another, or revoke it")
     secret = new_secret()
     row = KeyRow(
         id=arguments.id or f"key_{uuid.uuid4().hex[:12]}",

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from .admission import BudgetState
+from .admission import BudgetState, applicable
 from .budgets import Budget, Scope
+from .counting import whole_count
 from .currency import NANO, Rate, nano_to_coins
 from .errors import LAST_S, UnknownModelError
 from .usage import TokenUsage
@@ -106,25 +107,27 @@ class BudgetEnforcer:
         return removed
 
     async def status(self, scope: Scope | str) -> list[BudgetStatus]:
-        """Every budget that binds a call of this scope, now."""
+        """Every budget that binds a call of this scope, now. Raises ConfigurationError for what is no scope."""
         await self._tracker.ready()
-        self._tracker.index.update(*await self._tracker.store.forms())
         return await self.read(scope)
 
     async def read(self, scope: Scope | str) -> list[BudgetStatus]:
-        """`status` for a store that is open, without starting anything."""
-        tracker = self._tracker
+        """`status` of a store that is open, without starting anything."""
         scope = Scope.parse(scope) if isinstance(scope, str) else scope
+        tracker = self._tracker
         values = {name: getattr(scope, name) for name in scope.shape}
-        rate = tracker.rates.current()
-        stored = {budget.key for budget in await tracker.store.budgets()}
-        matches = tracker.index.matches(values)
-        states = await tracker.store.status(matches, tracker.index.windows(tracker.clock()), rate.ratio)
+        states = await tracker.read_lines(values)
+        stored = {budget.key: budget.terms for budget in await tracker.store.budgets()}
         own = {
-            match.counter: "store" if any(ref.key in stored for level in match.levels for ref in level) else "config"
-            for match in matches
+            f"{match.counter}|{terms.zone}"
+            for match in tracker.index.matches(values)
+            for key, terms in applicable(match, stored)
+            if key in stored
         }
-        return [status_of(state, rate, own.get(f"{state.scope}|{state.period}", "config")) for state in states]
+        rate = tracker.rates.current()
+        return [
+            status_of(state, rate, "store" if state.counter.rpartition("|")[0] in own else "config") for state in states
+        ]
 
 
 class CostCalculator:
@@ -137,10 +140,13 @@ class CostCalculator:
         self, *, model: str, input_tokens: int, output_tokens: int, tenant_id: str | None = None
     ) -> float:
         """What so many tokens of a model cost, in USD. `tenant_id` is taken for the guides' sake; prices are the same
-        for all tenants. Raises UnknownModelError.
+        for all tenants. Raises UnknownModelError, and ValueError for counts that are none.
         """
         del tenant_id
         price = self._tracker.price_of(model)
         if price is None:
             raise UnknownModelError(model)
-        return price.charge(TokenUsage.from_totals(input_tokens, output_tokens)).nano_usd / NANO
+        usage = TokenUsage.from_totals(
+            whole_count("input_tokens", input_tokens), whole_count("output_tokens", output_tokens)
+        )
+        return price.charge(usage).nano_usd / NANO

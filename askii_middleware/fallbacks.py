@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from .errors import ConfigurationError
-from .models import canonical, family
+from .models import family
 
 ANY = "*"
 MAX_CACHED = 4096
@@ -28,9 +28,12 @@ class Fallbacks:
         self._table: dict[str, tuple[str, ...]] = {}
         self._cache: dict[tuple[str, str], tuple[str, ...]] = {}
         for model, chain in table.items():
-            if isinstance(chain, str):
-                raise ConfigurationError(f"fallbacks: {model!r} needs a list of models, got the text {chain!r}")
-            self._table[model if model == ANY else prices.canonical(model)] = tuple(chain)
+            if isinstance(chain, str) or not all(isinstance(other, str) and other for other in chain):
+                raise ConfigurationError(f"fallbacks: {model!r} needs a list of models' names, got {chain!r}")
+            name = model if model == ANY else prices.canonical(model)
+            if name in self._table:
+                raise ConfigurationError(f"fallbacks: {model!r} is given twice, under two spellings")
+            self._table[name] = tuple(chain)
 
     def __bool__(self) -> bool:
         return any(self._table.values())
@@ -71,12 +74,11 @@ class Fallbacks:
             chain = self._table.get(ANY, ()) if kind == "text" else ()
         return tuple(other for other in chain if self._prices.canonical(other) != name)
 
-    def check(self, *, served: Iterable[str] | None = None, unpriced_allowed: bool = False) -> None:
+    def check(self, *, is_served: Callable[[str], bool] | None = None, unpriced_allowed: bool = False) -> None:
         """Refuse at start what cannot work: cycles between chains, models without a price, models nothing serves.
 
         Raises ConfigurationError naming the model.
         """
-        known = None if served is None else {canonical(model) for model in served}
         for model, chain in self._table.items():
             for other in chain:
                 name = self._prices.canonical(other)
@@ -86,7 +88,7 @@ class Fallbacks:
                     raise ConfigurationError(
                         f"fallbacks: {other!r} (for {model!r}) has no price; add [pricing.{other!r}] or remove it"
                     )
-                if known is not None and name not in known:
+                if is_served is not None and not is_served(other):
                     raise ConfigurationError(f"fallbacks: nothing serves {other!r} (for {model!r})")
 
     def _reachable(self, start: str) -> set[str]:

@@ -200,7 +200,7 @@ class Proxy:
         )
 
 
-def gateway_app(proxy: Proxy, ready: Callable[[], Awaitable[bool]], *, ready_timeout_s: float = 5.0) -> ASGIApp:
+def gateway_app(proxy: ASGIApp, ready: Callable[[], Awaitable[bool]], *, ready_timeout_s: float = 5.0) -> ASGIApp:
     """`proxy` with `/healthz` (200: this process is alive) and `/readyz` (200 or 503, by what `ready()` answers).
 
     A `ready()` that raises or takes longer than `ready_timeout_s` is not ready, and its error is logged.

@@ -11,7 +11,8 @@ path begins with the same segments, the longest such run is written once:
     https://host/openai/v1  + /openai/v1/chat/completions  = https://host/openai/v1/chat/completions
     https://host/v1         + /v1beta/models               = https://host/v1/v1beta/models
 
-Paths with `.` or `..` segments are refused: an upstream that resolves them would leave its prefix, our key in hand.
+Paths with `.` or `..` segments, encoded or not, are refused: an upstream that resolves them would leave its prefix, our
+key in hand.
 
 **Credentials.** Where the upstream has a key of its own, every carrier of credentials the client sent is removed,
 whatever it holds. Where it has none, the client's pass, except a key of this gateway, which never leaves it.
@@ -128,7 +129,7 @@ class Route:
         path = _text_of_target(raw_path)
         if not path.startswith("/"):
             raise BadTargetError("the request target must be a path")
-        if "/." in path or "%2e" in path or "%2E" in path:
+        if "." in path or "%2e" in path or "%2E" in path:
             _refuse_dot_segments(path)
         for overlap in self._overlaps:
             if path.startswith(overlap) and path[len(overlap) : len(overlap) + 1] in {"", "/"}:
@@ -234,8 +235,11 @@ def _compile_url(where: str, url: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _refuse_dot_segments(path: str) -> None:
-    segments = path.replace("%2e", ".").replace("%2E", ".").split("/")
-    if "." in segments or ".." in segments:
+    """Also segments seen only by an upstream that decodes before it splits, takes a backslash for a slash, or cuts off
+    what follows a semicolon.
+    """
+    plain = path.lower().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").replace("%3b", ";")
+    if any(segment.partition(";")[0] in (".", "..") for segment in plain.replace("\\", "/").split("/")):
         raise BadTargetError("the path must not have '.' or '..' segments")
 
 

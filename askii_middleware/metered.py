@@ -134,7 +134,10 @@ class MeteredRequest:
             if reader is None or message["type"] != "http.response.body":
                 await self._other(message)
                 return
-            body: bytes = message.get("body", b"")
+            body = message.get("body", b"")
+            if body.__class__ is not bytes:  # Starlette lets memory views pass
+                body = bytes(body)
+                message = {**message, "body": body}
             out = reader.feed(body) if self._decoder is None else self._unpack(body, reader)
             if not message.get("more_body", False):
                 await self._finish(out)
@@ -220,7 +223,7 @@ class MeteredRequest:
 
     async def _collect(self, message: Message) -> None:
         """A piece of a plain answer that waits for its usage, unless it is too large for that."""
-        body: bytes = message.get("body", b"")
+        body = bytes(message.get("body", b""))
         if len(self._buffer) + len(body) > WAIT_BYTES:
             self._reader = self._api.body_reader()
             await self._send_start(None)

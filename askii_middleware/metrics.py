@@ -10,15 +10,16 @@ from __future__ import annotations
 import hmac
 import os
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from .budgets import window
 from .currency import NANO
 from .errors import StoreError
+from .gauges import LedgerGauges, label
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,35 +29,33 @@ if TYPE_CHECKING:
     from .tracker import CostTracker
 
 OTHER = "other"
-MAX_LABEL_CHARS = 128
+_OPEN = frozenset(("model", "tenant_id", "requested_model", "served_model", "path_class"))
+"""Labels whose values others choose."""
 OVERHEAD_BUCKETS = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.25, 1.0)
 
 
 class _Bounded:
-    """A metric's children by label values, at most `limit` of them."""
+    """A counter's children by label values. Beyond `limit` of them, what clients and providers name becomes `other`;
+    labels with few values of our own stay.
+    """
 
-    def __init__(self, metric: Counter | Gauge, limit: int, folded: Counter) -> None:
+    def __init__(self, metric: Counter, labels: Sequence[str], limit: int, folded: Counter) -> None:
         self._metric = metric
+        self._is_open = [name in _OPEN for name in labels]
         self._limit = limit
         self._folded = folded
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._children: dict[tuple[str, ...], Counter] = {}
 
-    def __call__(self, *values: str) -> Any:
+    def __call__(self, *values: str) -> Counter:
         child = self._children.get(values)
         if child is None:
-            if len(self._children) < self._limit:
-                child = self._children[values] = self._metric.labels(*(_label(value) for value in values))
-            else:
+            if len(self._children) >= self._limit:
                 self._folded.inc()
-                folded = tuple(OTHER for _ in values)
-                child = self._children.get(folded)
-                if child is None:
-                    child = self._children[folded] = self._metric.labels(*folded)
+                values = tuple(OTHER if open_ else v for v, open_ in zip(values, self._is_open, strict=True))
+                child = self._children.get(values)
+            if child is None:
+                child = self._children[values] = self._metric.labels(*map(label, values))
         return child
-
-    def clear(self) -> None:
-        self._children.clear()
-        self._metric.clear()
 
 
 class _Durations:
@@ -80,11 +79,6 @@ class _Durations:
                 bucket.inc(count)
         if total:
             self._child._sum.inc(total)  # noqa: SLF001
-
-
-def _label(value: str) -> str:
-    """Text that the exposition can hold: a lone surrogate in one label would make the whole of it unreadable."""
-    return value[:MAX_LABEL_CHARS].encode(errors="replace").decode()
 
 
 class Metrics:
@@ -130,25 +124,12 @@ class Metrics:
         self._settle_seconds = _Durations(overhead, "settle")
         self._calls: dict[tuple[str, str, str, str], list[float]] = {}
         """By model, tenant, outcome and API: calls, input and output tokens, USD and coins since the last flush."""
-        self._tenant_gauges = {
-            name: self._gauge(name, text, "tenant_id")
-            for name, text in (
-                ("budget_remaining_usd", "What is left of a tenant's tightest budget, in USD"),
-                ("budget_limit_usd", "The limit of a tenant's tightest budget, in USD"),
-                ("budget_remaining_askii_coins", "What is left of a tenant's tightest budget, in Askii Coins"),
-                ("budget_daily_reset_time", "When a tenant's tightest budget resets, Unix seconds"),
-            )
-        }
-        self._scope_limit = self._gauge("askii_budget_limit_usd", "Limit in USD", "scope", "period")
-        self._scope_left = self._gauge("askii_budget_remaining_usd", "What is left in USD", "scope", "period")
-        self._outbox = self._gauge("askii_outbox_pending", "Records that wait for a sink", "sink")
+        self.gauges = LedgerGauges(max_series=max_series)
+        self.registry.register(self.gauges)
 
     def _counter(self, name: str, text: str, *labels: str) -> _Bounded:
-        return _Bounded(Counter(name, text, labels, registry=self.registry), self._max_series, self._folded)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> _Bounded:
-        gauge = Gauge(name, text, labels, registry=self.registry, multiprocess_mode="mostrecent")
-        return _Bounded(gauge, self._max_series, self._folded)
+        counter = Counter(name, text, labels, registry=self.registry)
+        return _Bounded(counter, labels, self._max_series, self._folded)
 
     # What the tracker and the middleware report --------------------------------------------------------------------
 
@@ -165,12 +146,12 @@ class Metrics:
             if len(self._calls) >= self._max_series:
                 self.flush()
             sums = self._calls[key] = [0, 0, 0, 0.0, 0.0]
-        usd = record.cost_nano_usd / NANO
+        cost = record.cost_nano_usd
         sums[0] += 1
         sums[1] += record.usage.input_tokens
         sums[2] += record.usage.output_tokens
-        sums[3] += usd
-        sums[4] += usd * record.exchange_rate
+        sums[3] += cost / NANO
+        sums[4] += cost * record.exchange_rate / NANO
         if record.estimated:
             self._flags("estimated").inc()
         if record.anomalous:
@@ -228,35 +209,13 @@ class Metrics:
     # Scrape ---------------------------------------------------------------------------------------------------------
 
     async def refresh(self, tracker: CostTracker) -> None:
-        """Read the budget gauges from the store: tenants with spend today or a budget of their own, the busiest
-        first, at most `max_series`.
-        """
-        now_s = tracker.clock()
-        today = window("daily", "UTC", now_s)
-        tenants = {tenant for tenant, _ in await tracker.store.tenant_spend("daily", today, self._max_series)}
-        own = [*tracker.index.declared.values(), *await tracker.store.budgets()]
-        for budget in own:
-            tenant = getattr(budget.scope, "tenant", None)
-            if tenant not in (None, "*") and len(tenants) < self._max_series:
-                tenants.add(tenant)
-        windows, rate = tracker.index.windows(now_s), tracker.rates.current()
-        for gauge in (*self._tenant_gauges.values(), self._scope_limit, self._scope_left, self._outbox):
-            gauge.clear()
-        for tenant in tenants:
-            states = await tracker.store.status(tracker.index.matches({"tenant": tenant}), windows, rate.ratio)
-            limited = [(s.remaining_nano_usd, s.limit_nano_usd, s) for s in states]
-            bound = [(left, limit, s) for left, limit, s in limited if left is not None and limit is not None]
-            for left, limit, state in bound:
-                self._scope_limit(state.scope, state.period).set(limit / NANO)
-                self._scope_left(state.scope, state.period).set(left / NANO)
-            if bound:
-                left, limit, state = min(bound, key=lambda item: item[0])
-                self._tenant_gauges["budget_remaining_usd"](tenant).set(left / NANO)
-                self._tenant_gauges["budget_limit_usd"](tenant).set(limit / NANO)
-                self._tenant_gauges["budget_remaining_askii_coins"](tenant).set(left / NANO * rate.value)
-                self._tenant_gauges["budget_daily_reset_time"](tenant).set(state.resets_at_s)
-        for sink, count in (await tracker.store.pending()).items():
-            self._outbox(sink).set(count)
+        """Read the gauges from the ledger; where that is away there are none, which is counted."""
+        try:
+            await tracker.ready()
+            await self.gauges.read(tracker)
+        except StoreError:
+            self.gauges.forget()
+            self.store_error("scrape")
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
@@ -266,6 +225,7 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(self.gauges)
         return encoder(registry), content_type
 
 
@@ -276,18 +236,14 @@ def metrics_app(tracker: CostTracker, *, token: str | None = None) -> ASGIApp:
         if scope["type"] != "http":
             return
         del receive
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        expected = f"Bearer {token}".encode() if token else None
-        if expected and not hmac.compare_digest(headers.get(b"authorization", "").encode(), expected):
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
+        if token and not (scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), token.encode())):
             await _answer(send, 401, b"a token is needed\n", "text/plain; charset=utf-8")
             return
-        try:
-            await tracker.ready()
-            await tracker.metrics.refresh(tracker)
-        except StoreError:
-            # The counters are worth having all the more when the store is away.
-            tracker.metrics.store_error("scrape")
-        body, content_type = tracker.metrics.render(headers.get(b"accept", ""))
+        # The counters are worth having all the more when the ledger is away.
+        await tracker.metrics.refresh(tracker)
+        body, content_type = tracker.metrics.render(headers.get(b"accept", b"").decode("latin-1"))
         await _answer(send, 200, body, content_type)
 
     return app

@@ -159,7 +159,7 @@ class AskiiMiddleware:
         """
         path = route_path(scope)
         if self._routes.denies(scope["method"], path):
-            await self._refuse(None, unmetered_route(new_call_id()), send)
+            await self._refuse(None, unmetered_route(new_call_id(self.tracker.clock())), send)
             return
         if scope["method"] == "POST":
             self.tracker.metrics.unmetered(self._routes.path_class(path))
@@ -179,12 +179,12 @@ class AskiiMiddleware:
             denied = error if isinstance(error, BudgetExceededError) else context.denied
             if began or denied is None:
                 raise
-            await self._refuse_budget(None, denied, context, new_call_id(), send)
+            await self._refuse_budget(None, denied, context, new_call_id(self.tracker.clock()), send)
             if denied is not error:
                 raise
         else:
             if unanswered is not None:
-                await self._refuse_budget(None, unanswered, context, new_call_id(), send)
+                await self._refuse_budget(None, unanswered, context, new_call_id(self.tracker.clock()), send)
 
     # Metered requests -----------------------------------------------------------------------------------------------
 

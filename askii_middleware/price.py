@@ -218,6 +218,9 @@ _Rates = tuple[int | None, ...]
 class Price:
     """A compiled price at one service tier: nano-USD per unit as integers over one denominator.
 
+    Args:
+        base: the price without a service tier, where `price` is already that of a tier.
+
     Attributes:
         model: the name of the entry that was found, which need not be the name that was asked for.
         provider: whose price it is.
@@ -226,6 +229,7 @@ class Price:
     """
 
     __slots__ = (
+        "_at_base_tier",
         "_denominator",
         "_media_holds",
         "_minimum_seconds",
@@ -248,9 +252,12 @@ class Price:
         *,
         explicit: bool = True,
         service_tier: str | None = None,
+        base: ModelPrice | None = None,
         max_output_tokens: int | None = None,
     ) -> None:
+        base = price if base is None else base
         price = price.at_service_tier(service_tier)
+        self._at_base_tier = None if price == base else Price(model, base, explicit=explicit)
         self.model = model
         self.provider = price.provider
         self.explicit = explicit
@@ -307,11 +314,14 @@ class Price:
     def hold(self, input_tokens: int, output_tokens: int, *, media: bool = False) -> int:
         """Nano-USD, rounded up, that no call within these bounds exceeds: at the dearest input and output bucket of
         every tier the input can reach, with one call's fee. Audio and images count only with `media`; fees of tools
-        are not in it.
+        are not in it. A service tier that is only asked for may be served as the base tier: the dearer of the two.
         """
         holds = self._media_holds if media else self._text_holds
         per_input, per_output = holds[bisect_left(self._starts, input_tokens) if self._starts else 0]
-        return -(-(input_tokens * per_input + output_tokens * per_output + self._request_fee) // self._denominator)
+        hold = -(-(input_tokens * per_input + output_tokens * per_output + self._request_fee) // self._denominator)
+        if self._at_base_tier is None:
+            return hold
+        return max(hold, self._at_base_tier.hold(input_tokens, output_tokens, media=media))
 
     def _add_floors(self, usage: TokenUsage, rates: _Rates, used: list[tuple[str, int, int]], total: int) -> int:
         """The fee of one call where none was counted, and the shortest audio that is billed."""

@@ -172,11 +172,13 @@ class PriceBook:
         entry = catalogue.locate(model if target is None else target, provider)
         if entry is None:
             return _Cached(None, inf)
-        listed, until_s = catalogue.price_of(entry, tier, self._clock())
+        now_s = self._clock()
+        listed, until_s = catalogue.price_of(entry, tier, now_s)
         if listed is None:
             return _Cached(None, until_s)
+        base = listed if tier is None else catalogue.price_of(entry, None, now_s)[0]
         return _Cached(
-            Price(entry.name, listed, explicit=False, max_output_tokens=max_output_tokens(name)),
+            Price(entry.name, listed, explicit=False, base=base, max_output_tokens=max_output_tokens(name)),
             until_s,
         )
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .admission import fits
-from .budgets import BudgetIndex, Scope, window
+from .admission import BudgetState, decide, fits
+from .admitting import Admitter, exceeded
+from .budgets import BudgetIndex, Scope, scope_text, window
+from .calls import CallSpec
+from .counting import check_model, whole_count
 from .currency import NANO, RateSource, nano_to_coins, usd_to_nano
+from .errors import LAST_S, UnknownModelError
 from .fallbacks import Fallbacks
+from .identity import Identity
 from .stores.base import SpendRow, Store
+
+Deployment = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +36,7 @@ class SpendSummary:
     by_provider: dict[str, float] = field(default_factory=dict)
     tokens_by_model: dict[str, int] = field(default_factory=dict)
     cost_nano_usd: int
+    nano_usd_by_model: dict[str, int] = field(default_factory=dict)
     period_start: datetime
     period_end: datetime
 
@@ -41,10 +49,25 @@ class Reports(ABC):
     rates: RateSource
     fallbacks: Fallbacks
     clock: Callable[[], float]
+    _admitter: Admitter
 
     @abstractmethod
     async def ready(self) -> None:
         """Open the ledger if it is not open yet. Raises StoreError."""
+
+    async def budget_lines(self, values: Mapping[str, str | tuple[str, ...] | None]) -> list[BudgetState]:
+        """The budget lines that bind a call with these dimension values, now; also budgets that another process has
+        just set.
+        """
+        await self.ready()
+        return await self.read_lines(values)
+
+    async def read_lines(self, values: Mapping[str, str | tuple[str, ...] | None]) -> list[BudgetState]:
+        """`budget_lines` of a store that is open, without starting anything."""
+        self.index.update(*await self.store.forms())
+        return await self.store.status(
+            self.index.matches(values), self.index.windows(self.clock()), self.rates.current().ratio
+        )
 
     async def get_spend(
         self,
@@ -58,7 +81,6 @@ class Reports(ABC):
         """Spend of a scope in its current `period`, or between `start` and `end` (whole hours; aware datetimes, or
         naive ones in UTC). Scopes: a tenant, key, user or team. Raises ValueError for other scopes and wrong spans.
         """
-        await self.ready()
         scope = Scope.parse(scope) if isinstance(scope, str) else scope
         if len(scope.shape) != 1 or scope.shape[0] not in ("tenant", "key", "user", "team"):
             raise ValueError(f"spend is kept for one tenant, key, user or team, not for {scope.text!r}")
@@ -71,8 +93,10 @@ class Reports(ABC):
             end_s = int(_utc(end).timestamp()) if end else int(self.clock()) + 1
             if end_s <= start_s:
                 raise ValueError("the span ends before it begins")
-        rows = await self.store.spend(scope.text, start_s, end_s)
-        return self._summary(scope.text, rows, start_s, end_s)
+        await self.ready()
+        # As in the ledger: a value, never a wildcard.
+        text = scope_text({name: getattr(scope, name) for name in scope.shape})
+        return self._summary(text, await self.store.spend(text, start_s, end_s), start_s, end_s)
 
     def _summary(self, scope: str, rows: list[SpendRow], start_s: int, end_s: int) -> SpendSummary:
         by_model: dict[str, int] = defaultdict(int)
@@ -93,8 +117,9 @@ class Reports(ABC):
             by_provider={name: cost / NANO for name, cost in by_provider.items()},
             tokens_by_model=dict(tokens),
             cost_nano_usd=total,
+            nano_usd_by_model=dict(by_model),
             period_start=datetime.fromtimestamp(start_s, UTC),
-            period_end=datetime.fromtimestamp(min(end_s, 253_402_300_799), UTC),
+            period_end=datetime.fromtimestamp(min(end_s, LAST_S), UTC),
         )
 
     async def get_tenant_stats(self, tenant_id: str) -> dict[str, Any]:
@@ -103,8 +128,7 @@ class Reports(ABC):
         """
         spent = await self.get_spend(Scope(tenant=tenant_id), "daily")
         rate = self.rates.current()
-        matches = self.index.matches({"tenant": tenant_id})
-        states = await self.store.status(matches, self.index.windows(self.clock()), rate.ratio)
+        states = await self.budget_lines({"tenant": tenant_id})
         left = [state.remaining_nano_usd for state in states if state.remaining_nano_usd is not None]
         return {
             "tenant_id": tenant_id,
@@ -120,13 +144,54 @@ class Reports(ABC):
         """Whether a call that costs so much would be admitted now. Looks only: nothing is held, so the answer may be
         out of date before it arrives.
         """
-        await self.ready()
         scope = Scope.parse(scope) if isinstance(scope, str) else scope
-        values = {name: getattr(scope, name) for name in scope.shape}
-        states = await self.store.status(
-            self.index.matches(values), self.index.windows(self.clock()), self.rates.current().ratio
-        )
-        return all(fits(state, usd_to_nano(usd)) for state in states)
+        nano_usd = usd_to_nano(usd)
+        states = await self.budget_lines({name: getattr(scope, name) for name in scope.shape})
+        return all(fits(state, nano_usd) for state in states)
+
+    async def filter_deployments(
+        self,
+        identity: str | Identity,
+        deployments: Iterable[Deployment],
+        *,
+        input_tokens: int = 0,
+        output_tokens: int | None = None,
+    ) -> tuple[list[Deployment], dict[str, str]]:
+        """The deployments that a call of this size could go to within all budgets, in their order, and why the others
+        cannot take it, by name. Looks only: nothing is held.
+
+        Args:
+            identity: who would call, or the tenant's name.
+            deployments: models' names, or tables with `model` and perhaps `provider` and `deployment`, which is then
+                the name.
+            input_tokens: the prompt's bound.
+            output_tokens: the answer's bound; None: the model's own maximum.
+        """
+        who = identity if isinstance(identity, Identity) else Identity(tenant=identity)
+        allowed: list[Deployment] = []
+        reasons: dict[str, str] = {}
+        for deployment in deployments:
+            table = {"model": deployment} if isinstance(deployment, str) else deployment
+            spec = CallSpec(
+                model=check_model(table.get("model")),
+                provider=table.get("provider"),
+                deployment=table.get("deployment"),
+                input_tokens=whole_count("input_tokens", input_tokens),
+                output_tokens=None if output_tokens is None else whole_count("output_tokens", output_tokens),
+            )
+            try:
+                option = self._admitter.options(spec)[0]
+            except UnknownModelError as error:
+                reasons[spec.deployment or spec.model] = str(error)
+                continue
+            states = await self.budget_lines(self._admitter.dimensions(who, spec, option))
+            answer = decide([option.hold_nano_usd], [states], admitted_at_s=self.clock())
+            if answer.deciding is None or answer.reason is None:
+                allowed.append(deployment)
+            else:
+                refusal = exceeded(answer.deciding, answer.reason, self.rates.current())
+                reasons[spec.deployment or spec.model] = refusal.message
+        return allowed, reasons
 
     async def cost_report(
         self, scopes: Mapping[str, Scope | str] | list[Scope | str], period: str = "daily"
@@ -145,7 +210,7 @@ class Reports(ABC):
                     "scope": name,
                     "model": model,
                     "cost_usd": cost,
-                    "cost_askii_coins": cost * rate.value,
+                    "cost_askii_coins": float(nano_to_coins(summary.nano_usd_by_model[model], rate)),
                     "tokens": summary.tokens_by_model[model],
                 }
                 for name, summary in summaries.items()

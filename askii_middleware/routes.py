@@ -18,10 +18,14 @@ MAX_CLASS_CHARS = 64
 
 
 def route_path(scope: Mapping[str, Any]) -> str:
-    """The path below the place where the application is mounted. Servers and frameworks differ in whether `path`
-    begins with `root_path`; this is the same for both.
+    """The path below the place where the application is mounted, without repeated slashes and dots.
+
+    Servers and frameworks differ in whether `path` begins with `root_path`, and those further on in whether `//` is
+    `/` and what `/../` leads to. Here it is decided as they would, so that nobody passes under another path's rules.
     """
     path: str = scope["path"]
+    if "//" in path or "/." in path:
+        path = "/" + normpath(path).lstrip("/")
     root: str = scope.get("root_path") or ""
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
@@ -29,7 +33,7 @@ def route_path(scope: Mapping[str, Any]) -> str:
 
 
 class Routes:
-    """Patterns are shell-style (`/internal/*`) and match the whole path below the mount.
+    """Which requests are metered. Patterns are shell-style (`/internal/*`) and match the whole of a `route_path`.
 
     Args:
         include: where given, only these paths are metered.
@@ -57,17 +61,14 @@ class Routes:
         return cls(include=routes.include, exclude=routes.exclude, exempt=routes.exempt, unmetered=settings.unmetered)
 
     def apis(self, method: str, path: str) -> tuple[Api, ...]:
-        """The APIs a request may belong to; empty if it is not metered.
-
-        What somebody further on may read as one of their paths counts as that path: some servers ignore the case of
-        paths and repeated slashes, some clients resolve dots, and some upper-case methods.
+        """The APIs a request may belong to; empty if it is not metered. Some servers further on ignore the case of
+        paths, and some clients write methods in capitals: what may become a call there is one here.
         """
         if method != "POST" and method.upper() != "POST":
             return ()
-        plain = normpath(path) if "//" in path or "/." in path else path
-        found = find_apis(plain)
-        if not plain.islower():
-            found += find_apis(plain.lower())
+        found = find_apis(path)
+        if not path.islower():
+            found += find_apis(path.lower())
         return found if found and self._chosen(path) else ()
 
     def _chosen(self, path: str) -> bool:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .calls import new_call_id
 from .errors import ConfigurationError, StoreError
+from .identify import Identifier, IdentityFailure
+from .keys import KeyDirectory
 from .middleware import AskiiMiddleware
+from .refusals import RefusedError, ledger_unavailable, send_refusal, unauthorized
 from .settings import Settings, describe, limits_nothing, load_settings
 from .tracker import get_cost_tracker
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from .tracker import CostTracker
 
@@ -60,10 +65,43 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
             return False
         return True
 
+    inner: ASGIApp = proxy
+    if any(table.api_key for table in tables.values()):
+        inner = _known_callers_only(proxy, settings, tracker)
     routes = settings.routes.model_copy(update={"exempt": (*settings.routes.exempt, *OWN_PATHS)})
     return AskiiMiddleware(
-        gateway_app(proxy, ready), tracker=tracker, settings=settings.model_copy(update={"routes": routes})
+        gateway_app(inner, ready), tracker=tracker, settings=settings.model_copy(update={"routes": routes})
     )
+
+
+def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker) -> ASGIApp:
+    """`proxy` for callers with an identity. The middleware asks for one where it meters; what passes it unmetered, such
+    as files and images, would otherwise be sent with the upstream's key for anybody who can connect.
+    """
+    identifier = Identifier.from_settings(
+        settings, KeyDirectory(settings.keys, tracker.store, clock=tracker.clock), clock=tracker.clock
+    )
+
+    async def refused(scope: Scope) -> RefusedError | None:
+        with suppress(StoreError):  # a ledger that is away matters only where a key has to be looked up
+            await tracker.ready()
+        try:
+            found = await identifier.identify(scope)
+        except StoreError as error:
+            logger.warning("an unmetered request was refused: %s", error)
+            return ledger_unavailable(new_call_id())
+        return unauthorized(found, new_call_id()) if isinstance(found, IdentityFailure) else None
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "askii_model" not in scope.get("state", ()):
+            refusal = await refused(scope)
+            if refusal is not None:
+                tracker.metrics.refused(refusal.scope_kind, refusal.reason)
+                await send_refusal(None, refusal.refusal, send)
+                return
+        await proxy(scope, receive, send)
+
+    return app
 
 
 def with_metrics(settings: Settings, host: str) -> Settings:

@@ -27,6 +27,13 @@ _ENCODINGS = (
 )
 
 
+def warm() -> None:
+    """Load the encodings (about half a second each), so that no call waits for them."""
+    if _toktok is not None:
+        for encoding, _ in _ENCODINGS:
+            _toktok.batch_count([""], encoding, threads=1)
+
+
 @lru_cache(maxsize=4096)
 def encoding_of(model: str) -> str | None:
     """The encoding of a model by its canonical name; None where it is not known or the extra is missing."""

@@ -33,6 +33,7 @@ from .reports import Reports
 from .session import Session
 from .stores import open_store
 from .stores.base import DeadWorkerError, Store, UnwritableError
+from .tokens import warm as warm_tokenizer
 from .waiting import bounded
 from .writer import LedgerWriter
 
@@ -98,6 +99,18 @@ class CostTracker(Charging, Reports):
         subscription_of: Callable[[Identity], str | None] | Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        _check_choice("unknown_price", unknown_price, "reject", "default", "allow")
+        _check_choice("enforcement", enforcement, "enforce", "off")
+        _check_choice("on_store_error", on_store_error, "deny", "allow")
+        _check_positive(
+            hold_ttl_s=hold_ttl_s,
+            max_call_s=max_call_s,
+            settle_timeout_s=settle_timeout_s,
+            block_grace_s=block_grace_s,
+            default_max_output_tokens=default_max_output_tokens,
+            outbox_max_pending=outbox_max_pending,
+            max_series=max_series,
+        )
         self.store: Store = open_store(store, clock=clock) if isinstance(store, str) else store
         self.sinks = tuple(sinks)
         names = [sink.name for sink in self.sinks]
@@ -179,6 +192,8 @@ class CostTracker(Charging, Reports):
         Without `strict` an unreachable store is no error: it is tried again at every call and every heartbeat.
         Raises StoreError, and ConfigurationError for fallbacks that cannot work.
         """
+        # What takes long to load is loaded now and in a thread, so that no call waits for it on the event loop.
+        await asyncio.to_thread(self._warm_up)
         self.fallbacks.check(unpriced_allowed=self.unknown_price != "reject")
         await self._session.start(strict=strict)
 
@@ -201,6 +216,10 @@ class CostTracker(Charging, Reports):
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The running event loop that serves this tracker, while it is open."""
         return self._session.running_loop
+
+    def _warm_up(self) -> None:
+        self.prices.warm()
+        warm_tokenizer()
 
     async def ready(self) -> None:
         """Open the ledger if it is not open yet. Raises StoreError."""
@@ -368,6 +387,17 @@ class CostTracker(Charging, Reports):
         from .metrics import metrics_app  # noqa: PLC0415 - starlette only where it is served
 
         return metrics_app(self)
+
+
+def _check_choice(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ConfigurationError(f"{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ConfigurationError(f"{name}: {value!r} is not a number above 0")
 
 
 def _journal_beside(url: str) -> str | None:

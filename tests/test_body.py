@@ -95,6 +95,8 @@ def test_a_client_that_leaves_is_told_from_an_empty_body() -> None:
         (b"x-gzip", gzip.compress),
         (b"deflate", zlib.compress),
         (b"identity", bytes),
+        (b" , Identity,", bytes),
+        (b"identity, gzip", gzip.compress),
         (b"", bytes),
     ],
 )

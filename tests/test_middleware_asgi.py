@@ -17,20 +17,19 @@ from .support.asgi import (
     JSON,
     SSE,
     Client,
-    Ledger,
     Scripted,
     ask,
     chat_answer,
     chat_chunk,
     chat_usage,
     http_scope,
-    ledger,
     piece,
     plain,
     read_all,
     start,
     stream,
 )
+from .support.ledgers import Ledger, ledger
 
 STREAM = {**CHAT, "stream": True}
 ASKING = {**STREAM, "stream_options": {"include_usage": True}}
@@ -245,6 +244,18 @@ async def test_a_stream_goes_out_piece_by_piece_and_its_messages_are_the_applica
     await ask(book.around(Scripted(script)), client=client)
     assert sent == list(range(1, len(messages) + 1))
     assert all(got is given for got, given in zip(client.messages[1:-1], messages[1:-1], strict=True))
+
+
+@pytest.mark.parametrize("kind", [memoryview, bytearray])
+async def test_bytes_of_another_type_are_bytes(book: Ledger, kind: Any) -> None:
+    raw = json.dumps(chat_answer()).encode()
+    for script, body in (
+        ([start(SSE), piece(kind(chat_usage())), piece(kind(DONE), more=False)], ASKING),
+        ([start(JSON), piece(kind(raw[:9])), piece(kind(raw[9:]), more=False)], CHAT),
+    ):
+        got = await ask(book.around(Scripted(script)), body)
+        assert got.error is None
+    assert [record.cost_nano_usd for record in await book.records()] == [60_000, 60_000]
 
 
 async def test_content_length_stays_where_the_bytes_stay_and_goes_where_usage_is_taken_out(book: Ledger) -> None:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 from askii_middleware import Budget
 from askii_middleware.errors import BudgetExceededError
 
-from .support.asgi import CHAT, JSON, SSE, Ledger, Scripted, ask, chat_answer, chat_chunk, ledger, piece, plain, start
+from .support.asgi import CHAT, JSON, SSE, Scripted, ask, chat_answer, chat_chunk, piece, plain, start
+from .support.ledgers import Ledger, ledger
 
 DENIAL = BudgetExceededError(
     "the daily budget of tenant=acme is spent",

@@ -21,17 +21,16 @@ from .support.asgi import (
     DONE,
     Client,
     Interrupted,
-    Ledger,
     Scripted,
     ask,
     chat_answer,
     chat_chunk,
     chat_usage,
     http_scope,
-    ledger,
     plain,
     stream,
 )
+from .support.ledgers import Clock, Ledger, ledger
 
 STREAM = {**CHAT, "stream": True}
 BLOCK_ANSWER = chat_answer(7, 3)
@@ -44,8 +43,6 @@ async def book(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         async with ledger() as found:
             yield found
         return
-    from .support.asgi import Clock  # noqa: PLC0415
-
     clock = Clock()
     store = open_store(f"sqlite:///{tmp_path / 'ledger.db'}", clock=clock, sqlite_sync="full")
     async with ledger(store, clock=clock) as found:

@@ -19,18 +19,17 @@ from askii_middleware.stores.base import KeyRow
 from .support.asgi import (
     CHAT,
     DONE,
-    START_S,
     Client,
-    Ledger,
     Scripted,
     ask,
     chat_answer,
     chat_chunk,
     chat_usage,
-    ledger,
+    http_scope,
     plain,
     stream,
 )
+from .support.ledgers import START_S, Ledger, ledger
 
 GOOD, GONE, OLD, NARROW = (f"sk-askii-{name}" for name in ("good", "gone", "old", "narrow"))
 KEYS = (
@@ -155,8 +154,6 @@ async def test_a_tenant_header_from_anywhere_else_than_a_trusted_proxy_is_nothin
 async def test_a_tenant_header_from_a_trusted_proxy_counts_and_two_are_refused(book: Ledger) -> None:
     identity = {"sources": ["header:x-tenant-id"], "trusted_proxies": ["10.0.0.0/8"]}
     middleware = book.around(answers(), identity=identity)
-    from .support.asgi import http_scope  # noqa: PLC0415
-
     scope = http_scope(headers=[(b"x-tenant-id", b"acme")])
     assert (await ask(middleware, scope={**scope, "client": ("10.1.2.3", 1)})).status == 200
     assert (await book.record()).tenant == "acme"

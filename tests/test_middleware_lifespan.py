@@ -12,7 +12,8 @@ import pytest
 from askii_middleware import AskiiMiddleware, CostTracker
 from askii_middleware.sinks.memory import MemorySink
 
-from .support.asgi import PRICES, Clock, Scripted, ask, chat_answer, plain
+from .support.asgi import Scripted, ask, chat_answer, plain
+from .support.ledgers import PRICES, Clock
 
 SCOPE = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
 

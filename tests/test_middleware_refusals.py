@@ -16,7 +16,8 @@ from askii_middleware import Budget, CostTracker
 from askii_middleware.errors import StoreError
 from askii_middleware.identity import Identity
 
-from .support.asgi import CHAT, PRICES, Answer, Clock, Ledger, Scripted, ask, chat_answer, ledger, plain
+from .support.asgi import CHAT, Answer, Scripted, ask, chat_answer, plain
+from .support.ledgers import PRICES, Clock, Ledger, ledger
 
 PATHS = {
     "openai": ("/v1/chat/completions", CHAT),

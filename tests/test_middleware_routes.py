@@ -9,17 +9,8 @@ import pytest
 
 from askii_middleware.metrics import OTHER
 
-from .support.asgi import (
-    CHAT,
-    Ledger,
-    Scripted,
-    ask,
-    chat_answer,
-    ledger,
-    piece,
-    plain,
-    start,
-)
+from .support.asgi import CHAT, Scripted, ask, chat_answer, piece, plain, start
+from .support.ledgers import Ledger, ledger
 
 
 @pytest.fixture

@@ -22,11 +22,8 @@ from .support.asgi import (
     CHAT,
     DONE,
     JSON,
-    PRICES,
     SSE,
     Client,
-    Clock,
-    Ledger,
     Scripted,
     ask,
     chat_answer,
@@ -36,6 +33,7 @@ from .support.asgi import (
     piece,
     start,
 )
+from .support.ledgers import PRICES, Clock, Ledger
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ASKING = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}

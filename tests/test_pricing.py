@@ -258,3 +258,26 @@ def test_cost_per_token_refuses_what_it_cannot_price() -> None:
     for arguments in mistaken:
         with pytest.raises(TypeError):
             cost_per_token("gpt-4o", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "tier"), [("gpt-5", "flex"), ("o3", "flex"), ("gpt-4o", "batch"), ("gpt-4o", "priority")]
+)
+def test_a_hold_covers_the_base_tier_where_the_tier_asked_for_is_not_served(model: str, tier: str) -> None:
+    prices = book()
+    asked, base = prices.find(model, service_tier=tier), prices.find(model)
+    assert asked is not None
+    assert base is not None
+    used = TokenUsage(input=1000, output=1000)
+    holds = asked.hold(1000, 1000)
+    assert holds >= base.charge(used).nano_usd
+    assert holds >= asked.charge(used).nano_usd
+    assert asked.charge(used).nano_usd != base.charge(used).nano_usd
+
+
+def test_a_hold_at_a_cheap_tier_of_the_users_own_price_covers_its_base_price() -> None:
+    own = ModelPrice(input_usd_per_mtok=2, output_usd_per_mtok=8, service_tiers={"flex": {"output_usd_per_mtok": 4}})
+    price = book(prices={"m": own}).find("m", service_tier="flex")
+    assert price is not None
+    assert price.charge(TokenUsage(output=10)).nano_usd == 40_000
+    assert price.hold(1, 10) == 82_000

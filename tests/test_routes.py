@@ -14,7 +14,7 @@ CHAT = "/v1/chat/completions"
 
 
 def name(path: str, method: str = "POST", **options: Any) -> str | None:
-    apis = Routes(**options).apis(method, path)
+    apis = Routes(**options).apis(method, route_path({"path": path}))
     return apis[0].name if apis else None
 
 
@@ -73,6 +73,12 @@ def test_patterns_choose_what_is_metered() -> None:
     assert name("/Internal/messages", exclude=["/internal/*"]) == "anthropic.messages"
 
 
+@pytest.mark.parametrize("path", ["/internal/../v1/chat/completions", "/internal/x/..//..//v1//chat/completions"])
+def test_no_path_passes_under_the_rules_of_another(path: str) -> None:
+    assert name(path, exclude=["/internal/*"]) == "openai.chat"
+    assert Routes(unmetered="deny", exempt=["/internal/*"]).denies("POST", route_path({"path": path}))
+
+
 def test_what_is_denied() -> None:
     routes = Routes(unmetered="deny", exempt=["/healthz", "/admin/*"])
     assert routes.denies("POST", "/v1/files")
@@ -94,6 +100,11 @@ def test_what_is_denied() -> None:
         ("/api", "/api", "/"),
         ("/apiary/x", "/api", "/apiary/x"),
         ("/api/", "/api", "/"),
+        ("//api//x", "/api", "/x"),
+        ("/x/../api/y", "/api", "/y"),
+        ("/..", "", "/"),
+        ("//", "", "/"),
+        ("/a/", "", "/a/"),
     ],
 )
 def test_the_path_below_the_mount(path: str, root: str, below: str) -> None:

@@ -36,6 +36,8 @@ from .fields import (
 from .openai_common import absorb_head, details, retry_headers
 from .sse import SseReader
 
+FAST = "fast"
+"""Fast mode is asked for and reported as `speed`, beside `service_tier`; it is the dearer of the two."""
 _EVENTS = frozenset(
     (
         *("message", "message_start", "message_delta", "message_stop", "ping", "error"),
@@ -79,7 +81,7 @@ class MessagesApi(Api):
             media=bound.media,
             remote_input=bound.remote,
             end_user=as_end_user(metadata.get("user_id")) if isinstance(metadata, dict) else None,
-            service_tier=read_text(fields, "service_tier"),
+            service_tier=FAST if read_text(fields, "speed") == FAST else read_text(fields, "service_tier"),
             fields=fields,
         )
 
@@ -178,7 +180,11 @@ def _absorb_usage(report: Report, usage: object) -> None:
     if not isinstance(usage, dict):
         return
     report.usage = anthropic_usage(usage, report.usage)
-    report.service_tier = text(usage, "service_tier") or report.service_tier
+    speed = text(usage, "speed")
+    if speed == FAST or (speed is None and report.service_tier == FAST):
+        report.service_tier = FAST  # whatever `service_tier` says beside it
+    else:
+        report.service_tier = text(usage, "service_tier") or report.service_tier
     iterations = usage.get("iterations")
     if isinstance(iterations, list):
         report.other_usage = tuple(

@@ -159,8 +159,8 @@ class ChoicesReader(SseReader):
 
 
 class HidingReader(ChoicesReader):
-    """Takes out again what a client did not ask for: the chunk that has usage and no choices, and `usage` in every
-    other chunk. Events are held back until they are complete, for their last byte may be the reason to drop them.
+    """Takes out again what a client did not ask for: the chunk that has usage and no choices, and `"usage": null` in
+    every other chunk. Events are held back until they are complete, for their last byte may be the reason to drop them.
     """
 
     def feed(self, chunk: bytes) -> bytes:
@@ -190,8 +190,9 @@ class HidingReader(ChoicesReader):
         event = self._event(block.data)
         if event is None or "usage" not in event:
             return block.raw
-        if event["usage"] is not None and event.get("choices") == []:
-            return b""
+        if event["usage"] is not None:
+            # Usage beside choices is what the provider sends to everybody; asking adds a chunk of its own.
+            return b"" if event.get("choices") == [] else block.raw
         return _rewritten(block, without_members(block.data, "usage"))
 
 

@@ -161,16 +161,18 @@ class Database:
         return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     async def _in_turn(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        give_up_s = time.monotonic() + self._lock_timeout_s  # the turns of others count: they wait for the same lock
         ticket = object()
         self._waiting.add(ticket)
         try:
             async with self._turn():
-                return await self._until_free(attempt)
+                return await self._until_free(attempt, give_up_s)
         finally:
             self._waiting.discard(ticket)
 
-    async def _until_free(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        give_up_s = time.monotonic() + self._lock_timeout_s
+    async def _until_free(self, attempt: Callable[[], Awaitable[T]], give_up_s: float | None = None) -> T:
+        if give_up_s is None:
+            give_up_s = time.monotonic() + self._lock_timeout_s
         tries = 0
         while True:
             try:

@@ -102,4 +102,5 @@ def litestar_app(settings: Settings, tracker: CostTracker, upstreams: Mapping[st
         lifespan=[lifespan],
         middleware=[DefineMiddleware(AskiiMiddleware, tracker=tracker, settings=settings)],
         openapi_config=None,
+        logging_config=None,  # it would set the level of the process's root logger
     )

@@ -29,6 +29,7 @@ PRICES = {
     "die-mid-stream": (2_500, 10_000),
     "gone": (2_500, 10_000),
     "error-500": (2_500, 10_000),
+    "house": (2_500, 10_000),
     "by-output": (0, 10_000),
 }
 """nano-USD per token of input and of output. Declared, so that nothing here depends on the shipped catalogue."""

@@ -69,7 +69,14 @@ def test_path_and_query_stay_as_they_came(path: bytes, query: bytes, joined: str
     assert route().target(path, query) == joined
 
 
-@pytest.mark.parametrize("path", [b"/v1/../admin", b"/v1/x/..", b"/.", b"/v1/%2e%2E/x", b"/v1/.%2e/x", b"/v1/%2E/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(b"/v1/../admin", b"/v1/x/..", b"/.", b"/v1/%2e%2E/x", b"/v1/.%2e/x", b"/v1/%2E/x"),
+        # Only an upstream that decodes first, takes a backslash for a slash, or cuts parameters off, sees these.
+        *(b"/v1/x%2f..%2F..%2fadmin", b"/v1/%2e%2e%2fadmin", b"/v1/..\\admin", b"/v1/..%5Cadmin", b"/v1/..;a=b/admin"),
+    ],
+)
 def test_dot_segments_are_refused(path: bytes) -> None:
     with pytest.raises(BadTargetError, match="segments"):
         route().target(path, b"")

@@ -100,11 +100,10 @@ def test_no_split_changes_what_the_client_sees(
     assert reader.report == whole.report
 
 
-def test_a_chunk_with_choices_keeps_them_and_loses_its_usage() -> None:
+def test_usage_beside_choices_is_sent_to_everybody_and_stays() -> None:
     chunk = chat_chunk("x", usage=USAGE, choices=[{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}])
-    bare = {name: value for name, value in chunk.items() if name != "usage"}
     reader = HidingReader()
-    assert feed(reader, [event(chunk), event(DONE)]) == event(bare) + event(DONE)
+    assert feed(reader, [event(chunk), event(DONE)]) == event(chunk) + event(DONE)
     assert reader.report.usage is not None
 
 
@@ -125,8 +124,8 @@ def test_x_groq_is_not_ours_to_hide() -> None:
     assert reader.report.usage is not None
 
 
-def test_duplicate_usage_members_both_go() -> None:
-    raw = '{"usage":null,"model":"m","choices":[{"delta":{"content":"x"}}],"usage":{"prompt_tokens":1}}'
+def test_duplicate_usage_members_both_go_where_the_last_is_null() -> None:
+    raw = '{"usage":null,"model":"m","choices":[{"delta":{"content":"x"}}],"usage":null}'
     out = feed(HidingReader(), [event(raw)])
     assert out == event('{"model":"m","choices":[{"delta":{"content":"x"}}]}')
 

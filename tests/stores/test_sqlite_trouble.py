@@ -312,8 +312,8 @@ async def test_waiting_ends_with_an_error_after_the_lock_timeout(clock: Clock, t
     client = Client(store, clock)
     async with locked(path):
         began_s = time.monotonic()
-        answers = await asyncio.gather(*(client.settle(f"c{n}", 1) for n in range(5)), return_exceptions=True)
-        assert time.monotonic() - began_s < 2
+        answers = await asyncio.gather(*(client.settle(f"c{n}", 1) for n in range(50)), return_exceptions=True)
+        assert time.monotonic() - began_s < 1  # all wait for the same lock: not one time-out after the other
         assert all("locked by another process" in str(a) and "gave up after 0.05 s" in str(a) for a in answers)
         with pytest.raises(StoreError, match="locked"):
             await at(path, clock, lock_timeout_s=0.05).open()

@@ -40,4 +40,6 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+        for _ in range(3):  # connections that were closed a moment ago get their last callbacks
+            await asyncio.sleep(0)
         listener.close()
