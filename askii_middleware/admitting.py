@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from .admission import Admission, BudgetState, Candidate, ReserveRequest
+from .admission import PPM, Admission, BudgetState, Candidate, ReserveRequest
 from .budgets import BudgetIndex
 from .calls import CallSpec
 from .currency import MAX_NANO_USD, Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
@@ -57,6 +57,8 @@ class Admitter:
         default_max_output_tokens: int,
         remote_input_tokens: int | None,
         max_call_s: float,
+        downgrade_at: float,
+        provider_of: Callable[[str], str | None] | None,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -67,6 +69,8 @@ class Admitter:
         self._default_max_output_tokens = default_max_output_tokens
         self._remote_input_tokens = remote_input_tokens
         self._max_call_s = max_call_s
+        self._downgrade_at_ppm = round(downgrade_at * PPM)
+        self._provider_of = provider_of
         self._clock = clock
 
     def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
@@ -82,7 +86,7 @@ class Admitter:
         """
         found: list[Option] = []
         for model in (spec.model, *self._fallbacks.of(spec.model, spec.kind)):
-            price = self.price_of(model, provider=spec.provider, service_tier=spec.service_tier)
+            price = self._price_for(model, spec)
             if price is None and self._unknown_price != "allow":
                 if found:
                     continue
@@ -100,6 +104,14 @@ class Admitter:
             # Beyond what a counter holds no amount is any larger: it fits no budget.
             found.append(Option(model, price, entering, leaving, write, min(hold, MAX_NANO_USD)))
         return found
+
+    def _price_for(self, model: str, spec: CallSpec) -> Price | None:
+        """The price at the provider that will serve the model. One that prices no text is none for a call of text."""
+        provider = self._provider_of(model) if self._provider_of is not None else None
+        price = self.price_of(model, provider=provider or spec.provider, service_tier=spec.service_tier)
+        if price is None or (price.prices_input and (price.prices_output or spec.kind == "embedding")):
+            return price
+        return self._prices.find(DEFAULT_PRICE) if self._unknown_price == "default" else None
 
     def _hold_for_others(self, spec: CallSpec, entering: int, leaving: int) -> int:
         """Models that the request lets the provider call besides, each bounded as the call itself."""
@@ -157,6 +169,7 @@ class Admitter:
                 rate=rate.ratio,
                 deadline_s=self._max_call_s,
                 forms_version=self._index.version,
+                downgrade_at_ppm=self._downgrade_at_ppm,
                 replaces=replaces,
                 about=about,
             )

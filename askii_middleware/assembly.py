@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
-from .models import strip
+from .models import is_provider, strip
 from .pricing import ModelPrice
 from .stores import open_store
 from .tracker import CostTracker
@@ -24,6 +25,11 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         options["sqlite_sync"] = settings.sqlite_sync
     if settings.enforcement == "shadow":
         raise ConfigurationError('enforcement: "shadow" comes with a later version; use "enforce" or "off"')
+    if settings.metrics_port is not None:
+        raise ConfigurationError("metrics_port comes with a later version; use metrics_path and metrics_token")
+    for budget in settings.budgets:
+        if budget.alert_at:
+            raise ConfigurationError(f"budgets: alert_at (on {budget.scope}) comes with a later version; leave it out")
     tracker = CostTracker(
         store=open_store(settings.store, **options),
         sinks=sinks_from_settings(settings),
@@ -44,9 +50,38 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         journal_max_bytes=settings.journal_max_bytes,
         outbox_max_pending=settings.outbox_max_pending,
         max_series=settings.max_series,
+        downgrade_at=settings.downgrade_at,
+        provider_of=_provider_of(settings),
     )
     tracker.fallbacks.check(is_served=_is_served(settings), unpriced_allowed=settings.unknown_price != "reject")
     return tracker
+
+
+def _provider_of(settings: Settings) -> Callable[[str], str | None] | None:
+    """Whose prices a model has: those of the first upstream that takes it, where that one names a provider."""
+    tables = [
+        (
+            [pattern.lower() for pattern in table.models],
+            table.provider or (name if is_provider(name) else None),
+        )
+        for name, table in settings.upstreams.items()
+    ]
+    if not any(provider for _, provider in tables):
+        return None
+
+    @lru_cache(maxsize=4096)
+    def provider_of(model: str) -> str | None:
+        names = (model.lower(), strip(model))
+        return next(
+            (
+                provider
+                for patterns, provider in tables
+                if any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+            ),
+            None,
+        )
+
+    return provider_of
 
 
 def _is_served(settings: Settings) -> Callable[[str], bool] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         result: int = arguments.run(arguments)
+        sys.stdout.flush()
     except AskiiError as error:
         print(f"askii: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever reads has seen enough, such as `head`; Python would complain once more at its own end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
@@ -149,6 +155,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     )
 
     try:
+        if arguments.amount < 0:
+            raise ValueError(f"{arguments.amount!r} is not an amount of at least 0")  # noqa: TRY301 - told like the others
         usd = askii_coins_to_usd(arguments.amount) if arguments.coins else arguments.amount
         coins = arguments.amount if arguments.coins else usd_to_askii_coins(arguments.amount)
     except ValueError as error:

@@ -50,6 +50,8 @@ async def check(config: str | None, *, as_json: bool) -> int:
             found("store", "ok", tracker.store.url)
             if limits_nothing(settings) and not stored:
                 found("budgets", "warning", "no budget limits anything")
+            if tracker.rejected_path is not None:
+                found("journal", "warning", f"charges that no ledger could take wait in {tracker.rejected_path}")
         except StoreError as error:
             found("store", "failed", str(error))
         finally:

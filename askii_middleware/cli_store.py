@@ -11,6 +11,7 @@ from typing import Any
 
 from .budgets import Budget, Scope
 from .cli import show
+from .currency import nano_to_usd_text
 from .enforcer import BudgetStatus
 from .errors import ConfigurationError
 from .identity import Identity
@@ -72,20 +73,27 @@ async def _budget_list(tracker: CostTracker, settings: Settings, arguments: argp
 
 
 def _budget_row(budget: Budget, source: str) -> dict[str, Any]:
+    terms = budget.terms
     return {
         "scope": str(budget.scope),
         "period": budget.period,
         "zone": budget.zone,
-        "limit_usd": None if budget.limit_usd is None else str(budget.limit_usd),
-        "limit_coins": None if budget.limit_coins is None else str(budget.limit_coins),
+        "limit_usd": None if terms.limit_nano_usd is None else nano_to_usd_text(terms.limit_nano_usd),
+        "limit_coins": None if terms.limit_coins is None else plain_text(Decimal(terms.limit_coins)),
         "enabled": budget.enabled,
         "source": source,
     }
 
 
+def plain_text(amount: Decimal) -> str:
+    """An exact decimal without an exponent or empty places."""
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def _status_row(line: BudgetStatus) -> dict[str, Any]:
     def text(amount: Decimal | None) -> str | None:
-        return None if amount is None else format(amount.normalize(), "f")
+        return None if amount is None else plain_text(amount)
 
     return {
         "scope": line.scope,
@@ -150,6 +158,7 @@ def _key_row(row: KeyRow, source: str) -> dict[str, Any]:
         "tenant": row.tenant,
         "user": row.user,
         "team": row.team,
+        "models": ",".join(row.models) or None,
         "expires_at": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
         "revoked": row.revoked,
         "source": source,

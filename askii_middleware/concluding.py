@@ -56,12 +56,12 @@ class Concluder:
         without a price is charged at the admitted one's, and flagged.
         """
         parts, flagged = [], False
+        # The provider that was held for is the one that answered, whatever the model is called in the answer.
+        provider = (call.price.provider if call.price is not None else "") or call.spec.provider
         for index, (served, usage) in enumerate(usages):
-            price = call.price if index == 0 else None
-            explicit = price is not None and price.explicit
-            if not explicit or service_tier is not None:
-                name = call.model if explicit or served is None else served
-                price = self._price_of(name, provider=call.spec.provider, service_tier=service_tier)
+            explicit = index == 0 and call.price is not None and call.price.explicit
+            name = call.model if explicit or served is None else served
+            price = self._price_of(name, provider=provider, service_tier=service_tier)
             if price is None:
                 flagged = call.price is not None
                 price = call.price

@@ -67,6 +67,11 @@ class Journal:
         return self._end
 
     @property
+    def rejected_path(self) -> Path:
+        """Where `park` puts entries."""
+        return self._path.with_name(f"{self._path.name}.rejected")
+
+    @property
     def full(self) -> bool:
         return self._end >= self._max_bytes
 
@@ -148,7 +153,7 @@ class Journal:
 
     def park(self, entry: Entry, reason: str) -> Path:
         """Put an entry that can never be written beside the journal. Returns the file. Raises StoreError."""
-        path = self._path.with_name(f"{self._path.name}.rejected")
+        path = self.rejected_path
         line = _encode(_Rejected(reason, entry.settlement, entry.release)) + b"\n"
         try:
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

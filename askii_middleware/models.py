@@ -88,6 +88,12 @@ def catalogue_provider(name: str) -> str:
     return _CATALOGUE_ID.get(folded, folded)
 
 
+def is_provider(name: str) -> bool:
+    """Whether a name is a provider's, as the catalogue or a common SDK writes it."""
+    folded = name.strip().casefold()
+    return folded in _CATALOGUE_ID or folded in _CATALOGUE_ID.values()
+
+
 @lru_cache(maxsize=4096)
 def split_provider(name: str) -> tuple[str | None, str]:
     """The provider that the first prefix names (by the catalogue's identifier) and the rest, case-folded.

@@ -226,6 +226,7 @@ class Price:
         provider: whose price it is.
         explicit: given by the user, not by the catalogue.
         free: there is a price, and all of it is 0.
+        prices_input, prices_output: text has a price there; models billed by seconds or pages only have none.
     """
 
     __slots__ = (
@@ -242,6 +243,8 @@ class Price:
         "free",
         "max_output_tokens",
         "model",
+        "prices_input",
+        "prices_output",
         "provider",
     )
 
@@ -271,6 +274,8 @@ class Price:
         self._rates: tuple[_Rates, ...] = tuple(tuple(rates.get(bucket) for bucket in BUCKETS) for rates in scaled)
         self._text_holds = _dearest(scaled, _TEXT_IN, _TEXT_OUT)
         self._media_holds = _dearest(scaled, _MEDIA_IN, _MEDIA_OUT)
+        self.prices_input = scaled[0].get("input") is not None
+        self.prices_output = scaled[0].get("output") is not None
         self._request_fee = max(rates.get("request", 0) for rates in scaled)
         self._minimum_seconds = price.minimum_seconds
         self.free = bool(scaled[0]) and not any(rate for rates in scaled for rate in rates.values())

@@ -17,8 +17,8 @@ try:
 except ImportError:
     _toktok = None
 
-MAX_COUNTED_BYTES = 1 << 20
-"""Counting takes about 10 ms for each megabyte; larger prompts are bounded by their bytes."""
+MAX_COUNTED_BYTES = 1 << 17
+"""Counting takes about 15 ms for each megabyte; larger prompts are bounded by their bytes."""
 
 _ENCODINGS = (
     # OpenAI's own assignment of encodings to models (its tokenizer library's model table, 2026-11).

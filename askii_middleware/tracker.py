@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .admission import Admission, Candidate
@@ -18,6 +19,7 @@ from .block import TrackedBlock
 from .budgets import Budget, BudgetIndex
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
 from .charging import Charging
+from .checks import check_choice, check_positive
 from .concluding import Concluder
 from .currency import Rate, RateSource
 from .deferrals import Deferrals
@@ -65,6 +67,9 @@ class CostTracker(Charging, Reports):
         hold_ttl_s: how long holds outlive the last heartbeat of their worker.
         max_call_s: how long a hold may live in all.
         settle_timeout_s: how long a charge waits for the store before it goes to the journal.
+        downgrade_at: above this utilisation (0 to 1) of a budget of the requested model, fallbacks are tried first.
+        provider_of: whose prices a model has, for gateways that know where it is served; None: its name and its API
+            decide.
         on_store_error: while the store is away, `deny` calls or `allow` them unheld; both are charged.
         journal_path: prefix of the files where charges wait for the store; None: beside the SQLite file, or none.
         outbox_max_pending: beyond so many undelivered records, new calls are refused.
@@ -90,6 +95,8 @@ class CostTracker(Charging, Reports):
         hold_ttl_s: float = 60.0,
         max_call_s: float = 3600.0,
         settle_timeout_s: float = 5.0,
+        downgrade_at: float = 1.0,
+        provider_of: Callable[[str], str | None] | None = None,
         on_store_error: Literal["deny", "allow"] = "deny",
         journal_path: str | None = None,
         journal_max_bytes: int = 64 << 20,
@@ -99,10 +106,10 @@ class CostTracker(Charging, Reports):
         subscription_of: Callable[[Identity], str | None] | Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_choice("unknown_price", unknown_price, "reject", "default", "allow")
-        _check_choice("enforcement", enforcement, "enforce", "off")
-        _check_choice("on_store_error", on_store_error, "deny", "allow")
-        _check_positive(
+        check_choice("unknown_price", unknown_price, "reject", "default", "allow")
+        check_choice("enforcement", enforcement, "enforce", "off")
+        check_choice("on_store_error", on_store_error, "deny", "allow")
+        check_positive(
             hold_ttl_s=hold_ttl_s,
             max_call_s=max_call_s,
             settle_timeout_s=settle_timeout_s,
@@ -146,6 +153,8 @@ class CostTracker(Charging, Reports):
             default_max_output_tokens=default_max_output_tokens,
             remote_input_tokens=remote_input_tokens,
             max_call_s=max_call_s,
+            downgrade_at=downgrade_at,
+            provider_of=provider_of,
             clock=clock,
         )
         self.concluder = Concluder(self.prices, self.price_of)
@@ -211,6 +220,11 @@ class CostTracker(Charging, Reports):
     async def flush(self, timeout_s: float = 5.0) -> None:
         """Write and deliver what waits, within `timeout_s`. What is left stays where it is."""
         await self._session.flush(timeout_s)
+
+    @property
+    def rejected_path(self) -> Path | None:
+        """The file of charges that the ledger could never take, if there are any."""
+        return self._writer.rejected_path
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -387,17 +401,6 @@ class CostTracker(Charging, Reports):
         from .metrics import metrics_app  # noqa: PLC0415 - starlette only where it is served
 
         return metrics_app(self)
-
-
-def _check_choice(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise ConfigurationError(f"{name}: {value!r} is none of {', '.join(known)}")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ConfigurationError(f"{name}: {value!r} is not a number above 0")
 
 
 def _journal_beside(url: str) -> str | None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import StoreError
@@ -62,6 +63,12 @@ class LedgerWriter:
         elif len(self._unwritten) >= MAX_UNWRITTEN:
             return "too many charges wait for the store"
         return None
+
+    @property
+    def rejected_path(self) -> Path | None:
+        """The file of what the store could never take, if there is any."""
+        path = None if self._journal is None else self._journal.rejected_path
+        return path if path is not None and path.exists() else None
 
     @property
     def waiting(self) -> bool:

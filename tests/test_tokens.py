@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from askii_middleware import Budget, CostTracker
 from askii_middleware.calls import CallSpec
 from askii_middleware.identity import Identity
-from askii_middleware.tokens import count_tokens, encoding_of
+from askii_middleware.tokens import MAX_COUNTED_BYTES, count_tokens, encoding_of
 
 toktok = pytest.importorskip("toktok", reason="the extra 'tokenizer' is not installed")
 
@@ -60,7 +60,7 @@ def test_encodings_are_known_by_family(model: str, encoding: str | None) -> None
 
 def test_what_cannot_be_counted_is_none() -> None:
     assert count_tokens(b"\xff", "o200k_base") is None
-    assert count_tokens(b"x" * ((1 << 20) + 1), "o200k_base") is None
+    assert count_tokens(b"x" * (MAX_COUNTED_BYTES + 1), "o200k_base") is None
 
 
 async def test_the_exact_bound_is_held_only_for_models_of_its_encoding() -> None:

@@ -54,7 +54,7 @@ def tenants() -> list[Tenant]:
     return [
         Tenant("acme", "well within its budget", new_secret(), "5", "gpt-4o", chat, 0.10),
         Tenant("globex", "short: moved to cheaper models", new_secret(), "0.01", "gpt-4o", chat, 0.10),
-        Tenant("initech", "no fallback: refused at the limit", new_secret(), "0.006", "claude-haiku-4-5", messages, 0.10),
+        Tenant("initech", "no fallback: refused", new_secret(), "0.006", "claude-haiku-4-5", messages, 0.10),
     ]
 
 
@@ -132,9 +132,7 @@ def _tracker(folder: str, lago_url: str, people: list[Tenant]) -> CostTracker:
 
 
 def _settings(provider_url: str, people: list[Tenant]) -> Settings:
-    keys = [
-        KeyRow(id=f"key_{tenant.name}", sha256=hash_secret(tenant.secret), tenant=tenant.name) for tenant in people
-    ]
+    keys = [KeyRow(id=f"key_{tenant.name}", sha256=hash_secret(tenant.secret), tenant=tenant.name) for tenant in people]
     simulated: dict[str, Any] = {"url": f"{provider_url}/v1", "api_key": PROVIDER_KEY}
     return Settings(
         store="memory://",
@@ -156,7 +154,7 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # the demo handles Ctrl-C itself
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - `serve` would take the signals
-    while not server.started and not task.done():
+    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn tells it in no other way
         await asyncio.sleep(0.01)
     try:
         yield f"http://{HOST}:{listener.getsockname()[1]}"

@@ -25,8 +25,10 @@ async def frame(
 ) -> Group:
     """One picture of the running demo."""
     table = Table(title="tenants and their daily budgets", title_justify="left", expand=True)
-    for column in ("tenant", "spend against limit", "USD", "Askii Coins", "served by", "calls", "down-graded", "refused"):
-        table.add_column(column, justify="right" if column in ("calls", "down-graded", "refused") else "left")
+    for column in ("tenant", "spend against limit", "USD", "Askii Coins", "served by"):
+        table.add_column(column)
+    for column in ("calls", "downgraded", "refused"):
+        table.add_column(column, justify="right")
     windows, rate = tracker.index.windows(tracker.clock()), tracker.rates.current()
     for tenant in tenants:
         lines = await tracker.store.status(tracker.index.matches({"tenant": tenant.name}), windows, rate.ratio)
