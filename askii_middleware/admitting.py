@@ -15,6 +15,7 @@ from .errors import BudgetExceededError, StoreError, UnknownModelError
 from .output_limits import max_output_tokens
 from .stores.base import StaleFormsError
 from .tokens import encoding_of
+from .waiting import bounded
 
 if TYPE_CHECKING:
     from .fallbacks import Fallbacks
@@ -59,6 +60,7 @@ class Admitter:
         max_call_s: float,
         downgrade_at: float,
         provider_of: Callable[[str], str | None] | None,
+        answer_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -69,9 +71,15 @@ class Admitter:
         self._default_max_output_tokens = default_max_output_tokens
         self._remote_input_tokens = remote_input_tokens
         self._max_call_s = max_call_s
+        self._answer_timeout_s = answer_timeout_s
         self._downgrade_at_ppm = round(downgrade_at * PPM)
         self._provider_of = provider_of
         self._clock = clock
+
+    def count_early(self, spec: CallSpec) -> None:
+        """Count the prompt now if the order of the candidates may depend on how full the budgets are."""
+        if spec.count_input is not None and self._downgrade_at_ppm != PPM:
+            spec.counted_input, spec.count_input = spec.count_input(), None
 
     def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
         """The price of a model, or the configured default; None where there is neither."""
@@ -156,8 +164,40 @@ class Admitter:
         worker: str,
         rate: Rate,
         replaces: str | None,
+    ) -> tuple[Admission, list[Candidate], list[Option]]:
+        """Hold for the first option that fits. The bytes of a prompt bound its tokens several times over, so where
+        they can be counted they are, before anything cheaper or a refusal. Raises StoreError.
+
+        Returns the store's answer, and the candidates and options it speaks of.
+        """
+
+        async def ask(offered: list[Option]) -> tuple[Admission, list[Candidate]]:
+            return await self._ask(
+                identity, spec, offered, call_id=call_id, worker=worker, rate=rate, replaces=replaces
+            )
+
+        count = spec.count_input
+        if count is not None:
+            admission, candidates = await ask(options[:1])
+            if admission.candidate is not None:
+                return admission, candidates, options
+            spec.counted_input, spec.count_input = count(), None
+            options = self.options(spec)
+        admission, candidates = await ask(options)
+        return admission, candidates, options
+
+    async def _ask(
+        self,
+        identity: Identity,
+        spec: CallSpec,
+        options: list[Option],
+        *,
+        call_id: str,
+        worker: str,
+        rate: Rate,
+        replaces: str | None,
     ) -> tuple[Admission, list[Candidate]]:
-        """Ask the store; again where the budgets' forms have changed meanwhile. Raises StoreError."""
+        """One question to the store; again where the budgets' forms have changed meanwhile."""
         about = _about({"tenant": identity.tenant, "model": spec.model, "api": spec.api})
         for _attempt in range(3):
             candidates = [self.candidate(option, identity, spec) for option in options]
@@ -174,7 +214,9 @@ class Admitter:
                 about=about,
             )
             try:
-                return await self._store.reserve(request), candidates
+                return await bounded(self._store.reserve(request), self._answer_timeout_s), candidates
+            except TimeoutError:
+                raise StoreError(f"the ledger {self._store.url} did not answer in time (settle_timeout_s)") from None
             except StaleFormsError:
                 self._index.update(*await self._store.forms())
         raise StoreError("budgets keep changing faster than they can be read; try again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class CallSpec:
         kind: `text` or `embedding`; the `*` fallbacks cover `text` only.
         input_tokens: upper bound of the prompt.
         counted_input: an encoding and the prompt's exact bound in it, for models that use it.
+        count_input: finds `counted_input`; asked only where the bytes' bound does not fit, and dropped then, because it
+            keeps the request's body.
         input_estimate: the likely number, charged when the answer brings no usage.
         output_tokens: upper bound of the answer, all choices together; None where the client set no limit.
         choices: answers per prompt, multiplying a limit the client did not set.
@@ -52,6 +54,7 @@ class CallSpec:
     input_tokens: int = 0
     input_estimate: int = 0
     counted_input: tuple[str, int] | None = None
+    count_input: Callable[[], tuple[str, int] | None] | None = None
     output_tokens: int | None = None
     choices: int = 1
     remote_input: bool = False

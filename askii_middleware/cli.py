@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from ._version import __version__
@@ -183,6 +184,12 @@ def show(values: dict[str, Any] | list[dict[str, Any]], *, as_json: bool) -> Non
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
         print("nothing")
+
+
+def plain_text(amount: Decimal) -> str:
+    """An exact decimal without an exponent or empty places."""
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 if __name__ == "__main__":

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
-import msgspec
 
-from .cli import show
+from .cli import plain_text, show
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import AskiiError, StoreError, UnknownModelError
 from .settings import Settings, UpstreamSettings, limits_nothing, load_settings
 from .tracker import CostTracker
-from .usage import TokenUsage
-
-if TYPE_CHECKING:
-    from .pricing import Price
 
 TIMEOUT_S = 10.0
 MAX_LISTED = 1000
@@ -97,14 +92,12 @@ def show_price(model: str, config: str | None, *, as_json: bool) -> int:
             "model": price.model,
             "provider": price.provider,
             "source": "configuration" if price.explicit else tracker.prices.version,
-            **{f"{bucket}_usd_per_mtok": _per_mtok(price, bucket) for bucket in SHOWN_BUCKETS},
+            **{f"{bucket}_usd_per_mtok": _text(price.usd_per_mtok(bucket)) for bucket in SHOWN_BUCKETS},
         },
         as_json=as_json,
     )
     return 0
 
 
-def _per_mtok(price: Price, bucket: str) -> str:
-    """A bucket's rate, read off what 1,000 tokens cost, below every tier."""
-    nano_usd = price.charge(msgspec.convert({bucket: 1000}, TokenUsage)).nano_usd
-    return format(Decimal(nano_usd).scaleb(-6).normalize(), "f")
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else plain_text(amount)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from .budgets import Budget, Scope
-from .cli import show
+from .cli import plain_text, show
 from .currency import nano_to_usd_text
 from .enforcer import BudgetStatus
 from .errors import ConfigurationError
@@ -83,12 +83,6 @@ def _budget_row(budget: Budget, source: str) -> dict[str, Any]:
         "enabled": budget.enabled,
         "source": source,
     }
-
-
-def plain_text(amount: Decimal) -> str:
-    """An exact decimal without an exponent or empty places."""
-    text = format(amount, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _status_row(line: BudgetStatus) -> dict[str, Any]:

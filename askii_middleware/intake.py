@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -26,6 +26,8 @@ class Intake(NamedTuple):
     body: bytes
     api: Api | None
     parsed: Parsed
+    encoded: bool = False
+    """The body is compressed, or not UTF-8: its bytes are not the text that is read."""
 
 
 async def take_in(apis: tuple[Api, ...], scope: Mapping[str, Any], receive: Receive, limit: int) -> Intake:
@@ -52,7 +54,8 @@ async def take_in(apis: tuple[Api, ...], scope: Mapping[str, Any], receive: Rece
         if choose_api(apis, dict.fromkeys(names, msgspec.Raw(b"null"))) is not None:
             raise UnreadableBodyError("send this request as JSON, not as a form") from None
         return Intake(body, None, Parsed(None, len(plain)))
-    return Intake(body, None if parsed.fields is None else choose_api(apis, parsed.fields), parsed)
+    api = None if parsed.fields is None else choose_api(apis, parsed.fields)
+    return Intake(body, api, parsed, bool(encodings) or parsed.size != len(body))
 
 
 def specify(api: Api, intake: Intake, default_model: str | None) -> tuple[CallRequest, CallSpec]:
@@ -72,7 +75,7 @@ def specify(api: Api, intake: Intake, default_model: str | None) -> tuple[CallRe
         provider=api.provider,
         input_tokens=request.input_bound,
         input_estimate=request.input_estimate,
-        counted_input=None if request.media else _counted(model, intake, request.input_bound),
+        count_input=None if request.media else _counter(model, intake, request.input_bound),
         output_tokens=None if limit is None else limit * request.choices,
         choices=request.choices,
         remote_input=request.remote_input,
@@ -83,11 +86,15 @@ def specify(api: Api, intake: Intake, default_model: str | None) -> tuple[CallRe
     )
 
 
-def _counted(model: str, intake: Intake, bound: int) -> tuple[str, int] | None:
-    """The model's encoding and the prompt's bound in its tokens, where they can be counted exactly."""
+def _counter(model: str, intake: Intake, bound: int) -> Callable[[], tuple[str, int] | None] | None:
+    """What finds the model's encoding and the prompt's bound in its tokens; None where they cannot be counted."""
     encoding = encoding_of(canonical(model))
-    if encoding is None or len(intake.body) != intake.parsed.size:
+    if encoding is None or intake.encoded:
         return None
-    tokens = count_tokens(intake.body, encoding)
-    # What the bound has beyond the body's bytes is the provider's overhead.
-    return None if tokens is None else (encoding, tokens + bound - intake.parsed.size)
+
+    def count() -> tuple[str, int] | None:
+        tokens = count_tokens(intake.body, encoding)
+        # What the bound has beyond the body's bytes is the provider's overhead.
+        return None if tokens is None else (encoding, tokens + bound - intake.parsed.size)
+
+    return count

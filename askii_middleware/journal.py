@@ -25,6 +25,11 @@ RESERVED_BYTES = 1 << 20
 MAX_FILES = 256
 
 
+def journal_beside(url: str) -> str | None:
+    """The default place of a ledger's journal: beside an SQLite file. A ledger in memory needs none."""
+    return url.removeprefix("sqlite:///") + ".journal" if url.startswith("sqlite:///") else None
+
+
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Either a settlement or the id of a hold to release."""
 

@@ -316,6 +316,11 @@ class Price:
             charges = _spread(used, denominator, nano)
         return Bill(nano, charges, unpriced or (uncharged_calls and not used))
 
+    def usd_per_mtok(self, bucket: str) -> Decimal | None:
+        """The base rate of a token bucket, for people; None where it has no price."""
+        rate = self._rates[0][BUCKETS.index(bucket)]
+        return None if rate is None else Decimal(rate) / (self._denominator * 1000)
+
     def hold(self, input_tokens: int, output_tokens: int, *, media: bool = False) -> int:
         """Nano-USD, rounded up, that no call within these bounds exceeds: at the dearest input and output bucket of
         every tier the input can reach, with one call's fee. Audio and images count only with `media`; fees of tools

@@ -8,10 +8,11 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import StoreError
+from .stores.base import DeadWorkerError
 
 if TYPE_CHECKING:
     from .budgets import BudgetIndex
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .writer import LedgerWriter
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RECONNECT_S = 1.0
 MAX_BEAT_S = 15.0
@@ -235,11 +238,20 @@ class Session:
                 if time.monotonic() > self._alive_until_s:
                     await self._beat()
 
-    async def revive(self, worker: str) -> None:
-        """The store takes `worker` for dead, perhaps because the machine slept: go on under a new name."""
-        async with self._beating:
-            if self.worker == worker:
-                await self._beat()
+    async def as_worker(self, ask: Callable[[str], Coroutine[Any, Any, T]]) -> T:
+        """Ask the store under this worker's name. Where the store takes it for dead, perhaps because the machine slept,
+        go on under a new one.
+        """
+        while True:
+            worker = self.worker
+            try:
+                return await ask(worker)
+            except DeadWorkerError:
+                async with self._beating:
+                    if self.worker == worker:
+                        await self._beat()
+                if self.worker == worker:
+                    raise
 
     def _tend_in_background(self) -> None:
         if self._background is None or self._background.done():

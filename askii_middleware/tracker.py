@@ -13,30 +13,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .admission import Admission, Candidate
-from .admitting import DEFAULT_PRICE, Admitter, Option, exceeded
+from .admission import Admission
+from .admitting import DEFAULT_PRICE, Admitter, exceeded
 from .block import TrackedBlock
 from .budgets import Budget, BudgetIndex
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
 from .charging import Charging
 from .checks import check_choice, check_positive
 from .concluding import Concluder
-from .currency import Rate, RateSource
+from .currency import RateSource
 from .deferrals import Deferrals
 from .delivery import DeliveryLoop
 from .enforcer import BudgetEnforcer, CostCalculator
 from .errors import ConfigurationError, StoreError
 from .fallbacks import Fallbacks
 from .identity import Identity
-from .journal import Journal
+from .journal import Journal, journal_beside
 from .metrics import Metrics
 from .pricing import ModelPrice, Price, PriceBook, PricingConfig
 from .reports import Reports
 from .session import Session
 from .stores import open_store
-from .stores.base import DeadWorkerError, Store, UnwritableError
+from .stores.base import Store, UnwritableError
 from .tokens import warm as warm_tokenizer
-from .waiting import bounded
 from .writer import LedgerWriter
 
 if TYPE_CHECKING:
@@ -66,7 +65,8 @@ class CostTracker(Charging, Reports):
         remote_input_tokens: the bound for a prompt that is not in the request; None: the model's context window.
         hold_ttl_s: how long holds outlive the last heartbeat of their worker.
         max_call_s: how long a hold may live in all.
-        settle_timeout_s: how long a charge waits for the store before it goes to the journal.
+        settle_timeout_s: how long a charge waits for the store before it goes to the journal, and an admission before
+            the store counts as away.
         downgrade_at: above this utilisation (0 to 1) of a budget of the requested model, fallbacks are tried first.
         provider_of: whose prices a model has, for gateways that know where it is served; None: its name and its API
             decide.
@@ -139,10 +139,9 @@ class CostTracker(Charging, Reports):
         self.cost_calculator = CostCalculator(self)
         self.block_grace_s = block_grace_s
         self.clock = clock
-        self._settle_timeout_s = settle_timeout_s
         self._allow_unheld = on_store_error == "allow"
         self._subscription_of = subscription_of
-        journal_path = journal_path or _journal_beside(self.store.url)
+        journal_path = journal_path or journal_beside(self.store.url)
         journal = Journal(journal_path, max_bytes=journal_max_bytes) if journal_path else None
         self._admitter = Admitter(
             self.store,
@@ -155,6 +154,7 @@ class CostTracker(Charging, Reports):
             max_call_s=max_call_s,
             downgrade_at=downgrade_at,
             provider_of=provider_of,
+            answer_timeout_s=settle_timeout_s,
             clock=clock,
         )
         self.concluder = Concluder(self.prices, self.price_of)
@@ -261,6 +261,7 @@ class CostTracker(Charging, Reports):
         started_s = time.perf_counter()
         call_id = call_id or new_call_id(self.clock())
         rate = self.rates.current()
+        self._admitter.count_early(spec)
         options = self._admitter.options(spec)
         admission: Admission | None = None
         held = False
@@ -268,7 +269,11 @@ class CostTracker(Charging, Reports):
             await self._session.can_hold()
             if self.enforcement == "enforce":
                 held = True  # perhaps: a store that fails to answer, or is not waited for, may hold all the same
-                admission, candidates = await self._reserve(identity, spec, options, call_id, rate, replaces)
+                admission, candidates, options = await self._session.as_worker(
+                    lambda worker: self._admitter.reserve(
+                        identity, spec, options, call_id=call_id, worker=worker, rate=rate, replaces=replaces
+                    )
+                )
         except StoreError as error:
             self.metrics.store_error("reserve")
             refused = isinstance(error, UnwritableError)
@@ -292,6 +297,7 @@ class CostTracker(Charging, Reports):
             chosen = admission.candidate
             matches = candidates[chosen].matches
         option = options[chosen]
+        spec.count_input = None
         if chosen:
             self.metrics.fell_back(spec.model, option.model, "budget")
         now_s = self.clock()
@@ -315,33 +321,6 @@ class CostTracker(Charging, Reports):
             states=admission.states if admission is not None else (),
             fallback_reason="budget" if chosen else None,
         )
-
-    async def _reserve(
-        self,
-        identity: Identity,
-        spec: CallSpec,
-        options: list[Option],
-        call_id: str,
-        rate: Rate,
-        replaces: str | None,
-    ) -> tuple[Admission, list[Candidate]]:
-        """Ask the store, bounded in time; again under a new name where it takes this worker for dead."""
-        worker = self._session.worker
-        while True:
-            try:
-                return await bounded(
-                    self._admitter.reserve(
-                        identity, spec, options, call_id=call_id, worker=worker, rate=rate, replaces=replaces
-                    ),
-                    self._settle_timeout_s,
-                )
-            except TimeoutError:
-                raise StoreError(f"the ledger {self.store.url} did not answer in time (settle_timeout_s)") from None
-            except DeadWorkerError:
-                await self._session.revive(worker)
-                if self._session.worker == worker:
-                    raise
-                worker = self._session.worker
 
     # Calls in code ------------------------------------------------------------------------------------------------
 
@@ -401,11 +380,6 @@ class CostTracker(Charging, Reports):
         from .metrics import metrics_app  # noqa: PLC0415 - starlette only where it is served
 
         return metrics_app(self)
-
-
-def _journal_beside(url: str) -> str | None:
-    """The journal's default place: beside an SQLite file. A ledger in memory needs none."""
-    return url.removeprefix("sqlite:///") + ".journal" if url.startswith("sqlite:///") else None
 
 
 _made: list[tuple[Settings | None, CostTracker]] = []

@@ -79,3 +79,50 @@ async def test_the_exact_bound_is_held_only_for_models_of_its_encoding() -> None
         )
         call = await tracker.admit(Identity(tenant="acme"), other)
         assert call.held_nano_usd == 1000 * 30_000 + 10 * 60_000
+
+
+@pytest.mark.parametrize(("limit_usd", "counted"), [("1", False), ("0.0032", True)])
+async def test_a_prompt_is_counted_only_where_its_bytes_do_not_fit(limit_usd: str, counted: bool) -> None:
+    counts: list[int] = []
+
+    def count() -> tuple[str, int]:
+        counts.append(1)
+        return "o200k_base", 250
+
+    tracker = CostTracker(
+        store="memory://",
+        budgets=[Budget(scope="tenant=*", limit_usd=limit_usd)],
+        fallbacks={"gpt-4o": ["gpt-4o-mini"]},
+    )
+    async with tracker:
+        spec = CallSpec(
+            model="gpt-4o",
+            provider="openai",
+            input_tokens=1000,
+            input_estimate=250,
+            count_input=count,
+            output_tokens=100,
+        )
+        call = await tracker.admit(Identity(tenant="acme"), spec)
+        # Bytes: 2,500 + 1,000 micro-USD; counted: 625 + 1,000.
+        assert call.model == "gpt-4o"
+        assert call.held_nano_usd == (1_625_000 if counted else 3_500_000)
+        assert bool(counts) is counted
+        assert call.spec.count_input is None
+
+
+async def test_a_prompt_that_does_not_fit_counted_either_goes_to_a_fallback() -> None:
+    tracker = CostTracker(
+        store="memory://", budgets=[Budget(scope="tenant=*", limit_usd="0.001")], fallbacks={"gpt-4o": ["gpt-4o-mini"]}
+    )
+    async with tracker:
+        spec = CallSpec(
+            model="gpt-4o",
+            provider="openai",
+            input_tokens=1000,
+            count_input=lambda: ("o200k_base", 250),
+            output_tokens=100,
+        )
+        call = await tracker.admit(Identity(tenant="acme"), spec)
+        assert call.model == "gpt-4o-mini"
+        assert call.held_nano_usd == 250 * 150 + 100 * 600
