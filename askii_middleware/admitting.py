@@ -27,6 +27,8 @@ DEFAULT_PRICE = "askii-default-price"
 """The name `default_price` is filed under."""
 CONTEXT_WINDOW = 128_000
 """Tokens held for a prompt that is not in the request, where neither a setting nor the model's window is known."""
+BACKGROUND_S = 26 * 3600.0
+"""How long the hold of an operation may live that goes on after its answer."""
 UNPRICED_HOLD_NANO_USD = 1
 """A model without a price still needs room in its budgets: this asks for it."""
 
@@ -207,7 +209,7 @@ class Admitter:
                 candidates=tuple(candidates),
                 windows=self._index.windows(self._clock()),
                 rate=rate.ratio,
-                deadline_s=self._max_call_s,
+                deadline_s=max(self._max_call_s, BACKGROUND_S) if spec.background else self._max_call_s,
                 forms_version=self._index.version,
                 downgrade_at_ppm=self._downgrade_at_ppm,
                 replaces=replaces,

@@ -41,6 +41,7 @@ class CallSpec:
         output_tokens: upper bound of the answer, all choices together; None where the client set no limit.
         choices: answers per prompt, multiplying a limit the client did not set.
         remote_input: part of the prompt is not in the request.
+        background: the operation may go on after its answer, for a day.
         media: images or audio may be in the prompt or the answer.
         other_models: further models the request lets the provider call, billed besides.
     """
@@ -58,6 +59,7 @@ class CallSpec:
     output_tokens: int | None = None
     choices: int = 1
     remote_input: bool = False
+    background: bool = False
     media: bool = False
     stream: bool = False
     service_tier: str | None = None

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,8 +17,8 @@ from .counting import check_model, check_usage, checked_metadata, whole_count
 from .currency import MAX_NANO_USD, NANO, RateSource
 from .errors import StoreError, UnknownModelError
 from .identity import Identity
-from .settling import Billed, Conclusion, Verdict, build
-from .usage import TokenUsage
+from .settling import Billed, Conclusion, Ending, Verdict, build
+from .usage import Report, TokenUsage
 
 if TYPE_CHECKING:
     from .budgets import BudgetIndex
@@ -37,6 +37,15 @@ DEFERRED_S = 25 * 3600.0
 """How long a call that goes on elsewhere, such as a background response, may take before its hold is charged."""
 
 
+@dataclass(slots=True)
+class _Operation:
+    """A call that goes on elsewhere, the provider's id for it, and what was last seen of it."""
+
+    call: Call
+    provider_id: str | None
+    report: Report | None = None
+
+
 class Charging(ABC):
     """Mixed into `CostTracker`."""
 
@@ -46,6 +55,7 @@ class Charging(ABC):
     metrics: Metrics
     concluder: Concluder
     deferrals: Deferrals
+    _operations: dict[str, _Operation]
     unknown_price: str
     clock: Callable[[], float]
     _admitter: Admitter
@@ -68,7 +78,7 @@ class Charging(ABC):
         call.closed = True
         verdict = conclusion.verdict
         if verdict.deferred:
-            self.deferrals.add(call.id, lambda: self._charge_hold(call), DEFERRED_S)
+            self._defer(_Operation(call, conclusion.provider_request_id))
             return None
         if verdict.usage is None:
             if call.held:
@@ -76,6 +86,33 @@ class Charging(ABC):
             self.metrics.released(call.spec.api)
             return None
         return (await self._charge(call, conclusion, status))[0]
+
+    @property
+    def awaits_operations(self) -> bool:
+        """Whether some call goes on elsewhere, so that a later answer may tell what it cost."""
+        return bool(self._operations)
+
+    def _defer(self, operation: _Operation) -> None:
+        if operation.provider_id is not None:
+            self._operations[operation.provider_id] = operation
+        self.deferrals.add(operation.call.id, lambda: self._finish(operation), DEFERRED_S)
+
+    def sighted(self, report: Report) -> None:
+        """An answer has told the state of an operation. The first that tells its usage settles it."""
+        operation = self._operations.get(report.provider_request_id or "")
+        if operation is not None and report.usage is not None:
+            operation.report = report
+            self.deferrals.due(operation.call.id)
+
+    async def _finish(self, operation: _Operation) -> None:
+        if operation.provider_id is not None:
+            self._operations.pop(operation.provider_id, None)
+        if operation.report is None:
+            await self._charge_hold(operation.call)
+        else:
+            ending = Ending(status=200, complete=True)
+            conclusion = self.concluder.conclude(operation.call, operation.report, ending)
+            await self._charge(operation.call, conclusion, 200)
 
     async def charge_hold(self, call: Call) -> None:
         """Close a call of which nothing is known but that it ran: it costs what was held for, as an estimate."""

@@ -34,7 +34,7 @@ class Concluder:
         """What a call comes to, from what was read of its answer and how it ended."""
         verdict = judge(call, report, ending)
         if verdict.usage is None:
-            return Conclusion(verdict)
+            return Conclusion(verdict, provider_request_id=report.provider_request_id)
         return self.priced(
             call,
             [(report.model, verdict.usage), *report.other_usage],

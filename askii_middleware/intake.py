@@ -79,6 +79,7 @@ def specify(api: Api, intake: Intake, default_model: str | None) -> tuple[CallRe
         output_tokens=None if limit is None else limit * request.choices,
         choices=request.choices,
         remote_input=request.remote_input,
+        background=request.background,
         media=request.media,
         stream=request.stream,
         service_tier=request.service_tier,

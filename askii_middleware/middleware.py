@@ -23,6 +23,7 @@ from .keys import KeyDirectory
 from .lifespan import run_lifespan
 from .metered import MeteredRequest
 from .metrics import metrics_app
+from .polling import Sight, polls
 from .providers.base import Api, CallRequest, InvalidRequestError, Rewrite
 from .refusals import (
     RefusedError,
@@ -144,6 +145,8 @@ class AskiiMiddleware:
             if apis:
                 await self._metered(apis, context, scope, receive, send)
             else:
+                if self.tracker.awaits_operations and scope["method"] == "GET" and polls(path):
+                    send = Sight(self.tracker, path, send).send
                 await self._unmetered(context, scope, receive, send)
         finally:
             context.over = True

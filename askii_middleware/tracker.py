@@ -162,6 +162,7 @@ class CostTracker(Charging, Reports):
             self.store, journal, settle_timeout_s=settle_timeout_s, on_store_error=self.metrics.store_error
         )
         self.deferrals = Deferrals()
+        self._operations = {}
         for sink in self.sinks:
             bind = getattr(sink, "bind", None)
             if bind is not None:

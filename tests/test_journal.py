@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +47,7 @@ def test_entries_come_back_whole_and_in_order(tmp_path: Path) -> None:
 def test_room_is_reserved_before_it_is_needed(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.open()
-    assert os.stat(tmp_path / "j.0").st_blocks * 512 >= RESERVED_BYTES
+    assert (tmp_path / "j.0").stat().st_blocks * 512 >= RESERVED_BYTES
     journal.close()
 
 

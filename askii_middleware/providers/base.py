@@ -34,6 +34,7 @@ class CallRequest(msgspec.Struct, kw_only=True):
         input_estimate: its likely tokens (a quarter of the text's bytes, and media by size); charged only where an
             answer brings no usage.
         media: images or audio stand in the prompt or are asked for in the answer.
+        background: the operation may go on after its answer.
         remote_input: some of the prompt is not in the request (a stored prompt, a file id, a URL).
         usage_requested: the client itself asked for usage in the stream (`include_usage: true`; an explicit false
             counts as not asked).
@@ -50,6 +51,7 @@ class CallRequest(msgspec.Struct, kw_only=True):
     input_bound: int = 0
     input_estimate: int = 0
     media: bool = False
+    background: bool = False
     remote_input: bool = False
     usage_requested: bool = False
     end_user: str | None = None

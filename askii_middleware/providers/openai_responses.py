@@ -49,6 +49,7 @@ class ResponsesApi(OpenAiApi):
         return CallRequest(
             model=read_model(fields),
             stream=read_bool(fields, "stream"),
+            background=read_bool(fields, "background"),
             output_limit=read_int(fields, "max_output_tokens", minimum=1, maximum=MAX_OUTPUT_LIMIT),
             input_bound=bound.tokens,
             input_estimate=bound.estimate,
