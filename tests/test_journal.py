@@ -71,7 +71,7 @@ def test_a_killed_processs_entries_are_found_and_its_torn_line_is_not(tmp_path: 
         "import os,sys;from askii_middleware.journal import Entry,Journal;"
         "j=Journal(sys.argv[1]);j.open();"
         "[j.append(Entry(release=f'call-{n}')) for n in range(3)];"
-        "os.pwrite(j._file,b'{\"release\":\"torn',j._end);os.kill(os.getpid(),9)"
+        'os.pwrite(j._file,b\'{"release":"torn\',j._end);os.kill(os.getpid(),9)'
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "j")], check=False)
     assert done.returncode == -9
