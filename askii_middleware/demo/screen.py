@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .reconcile import Reconciliation
     from .traffic import Tenant
 
-BAR_CELLS = 16
+BAR_CELLS = 10
 
 
 async def frame(
@@ -25,7 +25,7 @@ async def frame(
 ) -> Group:
     """One picture of the running demo."""
     table = Table(title="tenants and their daily budgets", title_justify="left", expand=True)
-    for column in ("tenant", "spend against limit", "USD", "Askii Coins", "served by"):
+    for column in ("tenant", "spend against limit", "in USD and Askii Coins", "served by"):
         table.add_column(column)
     for column in ("calls", "downgraded", "refused"):
         table.add_column(column, justify="right")
@@ -38,12 +38,12 @@ async def frame(
         colour = "red" if tenant.refused else "yellow" if tenant.downgraded else "green"
         filled = min(round(share * BAR_CELLS), BAR_CELLS)
         bar = Text("█" * filled, style=colour) + Text("░" * (BAR_CELLS - filled), style="dim") + f" {share:6.1%}"
-        served = ", ".join(f"{model} {count}" for model, count in tenant.served.items()) or "-"
+        served = "\n".join(f"{model} {count}" for model, count in tenant.served.items()) or "-"
         table.add_row(
             Text(tenant.name, style="bold") + Text(f"\n{tenant.story}", style="dim"),
             bar,
-            f"{nano_to_usd_text(spent)}\nof {nano_to_usd_text(limit)}",
-            f"{nano_to_coins_text(spent, rate)}\nof {nano_to_coins_text(limit, rate)}",
+            f"{nano_to_usd_text(spent)} of {nano_to_usd_text(limit)} USD\n"
+            f"{nano_to_coins_text(spent, rate)} of {nano_to_coins_text(limit, rate)}",
             served,
             str(tenant.calls),
             str(tenant.downgraded),
