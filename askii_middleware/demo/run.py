@@ -52,9 +52,9 @@ def tenants() -> list[Tenant]:
     """Three tenants with fresh keys: within budget, short of it, and out of it."""
     chat, messages = "/v1/chat/completions", "/v1/messages"
     return [
-        Tenant("acme", "well within its budget", new_secret(), "5", "gpt-4o", chat, 0.10),
-        Tenant("globex", "short: moved to cheaper models", new_secret(), "0.01", "gpt-4o", chat, 0.10),
-        Tenant("initech", "no fallback: refused", new_secret(), "0.006", "claude-haiku-4-5", messages, 0.10),
+        Tenant("acme", "within budget", new_secret(), "5", "gpt-4o", chat, 0.10),
+        Tenant("globex", "short of it", new_secret(), "0.01", "gpt-4o", chat, 0.10),
+        Tenant("initech", "out of it", new_secret(), "0.006", "claude-haiku-4-5", messages, 0.10),
     ]
 
 

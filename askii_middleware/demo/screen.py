@@ -9,7 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..currency import nano_to_coins_text, nano_to_usd_text
+from ..currency import nano_to_coins, nano_to_usd_text
+from ..enforcer import usd
 
 if TYPE_CHECKING:
     from ..tracker import CostTracker
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .reconcile import Reconciliation
     from .traffic import Tenant
 
-BAR_CELLS = 10
+BAR_CELLS = 4
 
 
 async def frame(
@@ -25,10 +26,8 @@ async def frame(
 ) -> Group:
     """One picture of the running demo."""
     table = Table(title="tenants and their daily budgets", title_justify="left", expand=True)
-    for column in ("tenant", "spend against limit", "in USD and Askii Coins", "served by"):
-        table.add_column(column)
-    for column in ("calls", "downgraded", "refused"):
-        table.add_column(column, justify="right")
+    for column in ("tenant", "used", "USD and", "served by", "calls"):
+        table.add_column(column, no_wrap=True)
     windows, rate = tracker.index.windows(tracker.clock()), tracker.rates.current()
     for tenant in tenants:
         lines = await tracker.store.status(tracker.index.matches({"tenant": tenant.name}), windows, rate.ratio)
@@ -37,17 +36,15 @@ async def frame(
         share = spent / limit if limit else 0.0
         colour = "red" if tenant.refused else "yellow" if tenant.downgraded else "green"
         filled = min(round(share * BAR_CELLS), BAR_CELLS)
-        bar = Text("█" * filled, style=colour) + Text("░" * (BAR_CELLS - filled), style="dim") + f" {share:6.1%}"
+        bar = Text("█" * filled, style=colour) + Text("░" * (BAR_CELLS - filled), style="dim") + f" {share:.1%}"
         served = "\n".join(f"{model} {count}" for model, count in tenant.served.items()) or "-"
         table.add_row(
             Text(tenant.name, style="bold") + Text(f"\n{tenant.story}", style="dim"),
             bar,
-            f"{nano_to_usd_text(spent)} of {nano_to_usd_text(limit)} USD\n"
-            f"{nano_to_coins_text(spent, rate)} of {nano_to_coins_text(limit, rate)}",
+            f"{usd(spent):.4f} of {usd(limit).normalize():f}\n"
+            f"{nano_to_coins(spent, rate):,.0f} of {nano_to_coins(limit, rate):,.0f}",
             served,
-            str(tenant.calls),
-            str(tenant.downgraded),
-            str(tenant.refused),
+            "\n".join(_counts(tenant)),
         )
     waiting = sum((await tracker.store.pending()).values())
     text = Text()
@@ -57,6 +54,15 @@ async def frame(
         text.append(f"{place}\n")
     text.append(f"simulated provider, no network; {left_s:.0f} s left, Ctrl-C ends it", style="dim")
     return Group(table, Panel(text, title="askii demo", title_align="left"))
+
+
+def _counts(tenant: Tenant) -> list[str]:
+    counts = [str(tenant.calls)]
+    if tenant.downgraded:
+        counts.append(f"{tenant.downgraded} moved")
+    if tenant.refused:
+        counts.append(f"{tenant.refused} refused")
+    return counts
 
 
 def closing(console: Console, result: Reconciliation) -> None:
@@ -74,7 +80,7 @@ def closing(console: Console, result: Reconciliation) -> None:
         ("events at the Lago stand-in", f"{result.lago_events}"),
         ("coins in the records", f"{result.record_coins:,}"),
         ("coins the Lago stand-in would bill", f"{result.lago_coins:,}"),
-        ("exact charge in coins", f"{result.exact_coins.normalize():f}"),
+        ("exact charge in", f"{result.exact_coins.normalize():f}"),
         ("tenants above their limit", ", ".join(result.overspent_tenants) or "none"),
     ):
         table.add_row(name, figure)
