@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .reconcile import Reconciliation
     from .traffic import Tenant
 
-BAR_CELLS = 4
-
 
 async def frame(
     tracker: CostTracker, lago: LagoLedger, tenants: list[Tenant], places: dict[str, str], left_s: float
@@ -35,12 +33,11 @@ async def frame(
         limit = min((line.limit_nano_usd for line in lines if line.limit_nano_usd is not None), default=0)
         share = spent / limit if limit else 0.0
         colour = "red" if tenant.refused else "yellow" if tenant.downgraded else "green"
-        filled = min(round(share * BAR_CELLS), BAR_CELLS)
-        bar = Text("█" * filled, style=colour) + Text("░" * (BAR_CELLS - filled), style="dim") + f" {share:.1%}"
+        used = Text(f"{share:.1%}", style=colour)
         served = "\n".join(f"{model} {count}" for model, count in tenant.served.items()) or "-"
         table.add_row(
             Text(tenant.name, style="bold") + Text(f"\n{tenant.story}", style="dim"),
-            bar,
+            used,
             f"{usd(spent):.4f} of {usd(limit).normalize():f}\n"
             f"{nano_to_coins(spent, rate):,.0f} of {nano_to_coins(limit, rate):,.0f}",
             served,
