@@ -24,7 +24,7 @@ async def frame(
 ) -> Group:
     """One picture of the running demo."""
     table = Table(title="tenants and their daily budgets", title_justify="left", expand=True)
-    for column in ("tenant", "used", "USD and", "served by", "calls"):
+    for column in ("tenant", "used", "USD, coins", "served by", "calls"):
         table.add_column(column, no_wrap=True)
     windows, rate = tracker.index.windows(tracker.clock()), tracker.rates.current()
     for tenant in tenants:
