@@ -120,9 +120,9 @@ class TrackedBlock:
         call, usage = self._call, self._usage
         assert call is not None
         assert usage is not None
-        if usage.is_counted or (error is not None and usage.has_begun):
+        if usage.is_counted or (error is not None and usage.has_begun and not usage.goes_on):
             await self._settle(call, usage, error)
-        elif error is not None or usage.has_failed:
+        elif not usage.goes_on and (error is not None or usage.has_failed):
             await self._give_up(call)
         else:
             if self._request is not None and self._request.call is call:
@@ -140,12 +140,15 @@ class TrackedBlock:
     async def _give_up(self, call: Call) -> None:
         """The call failed and reported nothing, so nothing is charged. What the request itself answers counts again."""
         context = self._request
-        if context is None or context.call is not call or context.over:
+        own = context.settle_own if context is not None else None
+        if context is None or context.call is not call or (context.over and own is None):
             await self.tracker.close_call(call, Conclusion(RELEASE))
         if context is not None and context.call is not None:
             context.taken = False
             if context.call is not call:
                 context.call.closed = False
+            if context.over and own is not None:
+                await own()
 
     async def _settle(self, call: Call, usage: Usage, error: BaseException | None) -> None:
         tracker = self.tracker
@@ -167,13 +170,17 @@ class TrackedBlock:
         return call if model is None or price is None else replace(call, model=model, price=price)
 
     async def _finish(self) -> None:
-        """The end of the grace period, or of the tracker: late counts, else the hold."""
-        call, usage = self._call, self._usage
+        """The end of the grace period, or of the tracker: late counts, else the request's own answer, else the hold."""
+        call, usage, context = self._call, self._usage, self._request
         assert call is not None
         assert usage is not None
         if usage.is_counted:
             await self._settle(call, usage, None)
-        elif self._request is None or self._request.call is not call or self._request.over:
+        elif context is None or context.call is not call:
+            await self.tracker.charge_hold(call)
+        elif context.over and context.settle_own is not None:
+            await context.settle_own()
+        elif context.over:
             await self.tracker.charge_hold(call)
 
 

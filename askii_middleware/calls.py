@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ class RequestContext:
     and mutated, never replaced: a context variable set further down would not be visible above.
     """
 
-    __slots__ = ("blocks", "call", "denied", "identity", "over", "resolve", "scope", "taken")
+    __slots__ = ("blocks", "call", "denied", "identity", "over", "resolve", "scope", "settle_own", "taken")
 
     def __init__(self, scope: Mapping[str, Any], resolve: Any) -> None:
         self.scope = scope
@@ -112,6 +112,10 @@ class RequestContext:
         self.blocks = 0
         self.taken = False
         """A block has taken over the request's hold, so the request's own answer is not charged."""
+        self.settle_own: Callable[[], Awaitable[None]] | None = None
+        """Charges the request by its own answer, which ended while a block had taken over; for a block that settles
+        nothing after all.
+        """
         self.over = False
         """The application has ended: nobody but a block that still runs will settle the request's call."""
         self.denied: BudgetExceededError | None = None

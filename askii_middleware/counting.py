@@ -197,6 +197,11 @@ class Usage(MutableMapping[str, Any]):
         return self._begun or any(_shows_something(report) for report in self._reports)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the provider was last seen at work on an answer, in the background: it costs something yet."""
+        return bool(self._reports) and self._reports[-1].deferred
+
+    @property
     def has_failed(self) -> bool:
         """Whether all that was recorded is errors."""
         return bool(self._reports) and all(r.failed and not _shows_something(r) for r in self._reports)

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
+MAX_WAITING = 100_000
+"""Beyond so many, the one that has waited longest is finished as it is."""
+
 Finish = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -30,6 +33,8 @@ class Deferrals:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(after_s, self._finish, call_id)
         self._waiting[call_id] = _Waiting(finish, timer, loop)
+        if len(self._waiting) > MAX_WAITING:
+            self._finish(next(iter(self._waiting)))
 
     def due(self, call_id: str) -> bool:
         """Finish a call soon, from any thread. False: it has been finished before."""

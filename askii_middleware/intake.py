@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
 MAX_LENGTH_DIGITS = 18
+_BOUNDING = frozenset(
+    (
+        *("model", "messages", "prompt", "input", "stream", "stream_options", "n", "best_of", "background", "tools"),
+        *("max_tokens", "max_completion_tokens", "max_output_tokens", "service_tier", "speed"),
+    )
+)
+"""Members that say whether a body is a call, of what model and how large."""
 
 
 class Intake(NamedTuple):
@@ -54,8 +61,20 @@ async def take_in(apis: tuple[Api, ...], scope: Mapping[str, Any], receive: Rece
         if choose_api(apis, dict.fromkeys(names, msgspec.Raw(b"null"))) is not None:
             raise UnreadableBodyError("send this request as JSON, not as a form") from None
         return Intake(body, None, Parsed(None, len(plain)))
-    api = None if parsed.fields is None else choose_api(apis, parsed.fields)
+    api = None
+    if parsed.fields is not None:
+        _refuse_disguised(parsed.fields)
+        api = choose_api(apis, parsed.fields)
     return Intake(body, api, parsed, bool(encodings) or parsed.size != len(body))
+
+
+def _refuse_disguised(fields: Mapping[str, object]) -> None:
+    """Some servers (Go's) match members whatever their case. What they would read as a member that bounds the call may
+    not be overlooked here. Raises UnreadableBodyError.
+    """
+    for name in fields:
+        if name not in _BOUNDING and name.casefold() in _BOUNDING:
+            raise UnreadableBodyError(f"write the member {name[:40]!r} as {name.casefold()!r}")
 
 
 def specify(api: Api, intake: Intake, default_model: str | None) -> tuple[CallRequest, CallSpec]:

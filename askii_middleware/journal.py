@@ -95,7 +95,6 @@ class Journal:
         for number in range(MAX_FILES):
             path = self._path.with_name(f"{self._path.name}.{number}")
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise StoreError(f"journal {path} cannot be opened: {error.strerror}; check journal_path") from error

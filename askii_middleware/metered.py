@@ -288,11 +288,19 @@ class MeteredRequest:
         """Settle, release or defer: once. Called at the answer's end, and again when the application is done. Where a
         block inside has taken over the hold, the block settles.
         """
-        if self.call.closed or self._context.taken:
+        if self._context.taken:
+            self._context.settle_own = self.close
+            return
+        if self.call.closed:
             return
         if conclusion is None:
             conclusion = self._conclude(complete=self._complete)
-        payer = None if self._payer is None else await self._payer(self._context.scope)
+        payer = None
+        if self._payer is not None:
+            try:
+                payer = await self._payer(self._context.scope)
+            except Exception:  # the state is the application's: whatever it does, the charge must not be lost
+                logger.exception("call %s: who makes it could not be read from the request's state", self.call.id)
         if isinstance(payer, Identity) and payer.tenant != self.call.identity.tenant:
             self._tracker.metrics.late_identity()
             logger.error(

@@ -128,6 +128,10 @@ class AskiiMiddleware:
         kind = scope["type"]
         if kind == "lifespan":
             await run_lifespan(self.app, self.tracker, scope, receive, send)
+        elif kind == "websocket" and INSIDE not in scope and self._routes.denies("POST", route_path(scope)):
+            # Frames are not metered yet, so where nothing may pass unmetered a socket may not either.
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "this route is not metered"})
         elif kind != "http" or INSIDE in scope:
             await self.app(scope, receive, send)
         else:

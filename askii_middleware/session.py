@@ -116,7 +116,9 @@ class Session:
         return self._users == 0
 
     async def stop(self, flush_s: float) -> None:
-        """Write and deliver what is left within `flush_s`, then close. Cut short, it closes all the same."""
+        """Write and deliver what is left within `flush_s`, then close. Cut short, it closes all the same. Whoever
+        started meanwhile finds it open again.
+        """
         try:
             if self.loop is asyncio.get_running_loop():
                 await self._end_background()
@@ -131,6 +133,8 @@ class Session:
             logger.warning("not everything could be written within %g s; the rest waits for the next start", flush_s)
         finally:
             await self._close()
+        if self._users:
+            await self.ready()
 
     async def _close(self) -> None:
         """Let go of everything, each thing even if another one resists."""
@@ -242,16 +246,14 @@ class Session:
         """Ask the store under this worker's name. Where the store takes it for dead, perhaps because the machine slept,
         go on under a new one.
         """
-        while True:
-            worker = self.worker
-            try:
-                return await ask(worker)
-            except DeadWorkerError:
-                async with self._beating:
-                    if self.worker == worker:
-                        await self._beat()
+        worker = self.worker
+        try:
+            return await ask(worker)
+        except DeadWorkerError:
+            async with self._beating:
                 if self.worker == worker:
-                    raise
+                    await self._beat()
+            return await ask(self.worker)
 
     def _tend_in_background(self) -> None:
         if self._background is None or self._background.done():

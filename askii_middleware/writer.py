@@ -50,7 +50,7 @@ class LedgerWriter:
         self._doubtful: deque[str] = deque(maxlen=MAX_UNWRITTEN)
         """Ids of refused calls whose hold may stand. Losing one is no harm: the hold then ends by its deadline."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._replaying = False
+        self._replaying: asyncio.Task[int] | None = None
 
     @property
     def refuses(self) -> str | None:
@@ -195,19 +195,22 @@ class LedgerWriter:
 
     async def replay(self) -> int:
         """Write what waits, oldest first. Returns how many entries were worked off; stops quietly where the store is
-        still away.
+        still away. One replay runs at a time: whoever asks meanwhile waits for it, and a cancelled asker ends nothing.
         """
-        if self._replaying or not self.waiting:
-            return 0
-        self._replaying = True
+        running = self._replaying
+        if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
+            if not self.waiting:
+                return 0
+            running = self._replaying = self._begin(self._replay_quietly())
+        return await asyncio.shield(running)
+
+    async def _replay_quietly(self) -> int:
         try:
             return await self._replay()
         except (StoreError, TimeoutError) as error:
             logger.info("the store is still away: %s", _text(error))
             await self._spill()
             return 0
-        finally:
-            self._replaying = False
 
     async def _replay(self) -> int:
         count = 0

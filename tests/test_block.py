@@ -277,7 +277,7 @@ async def test_a_stream_cut_by_a_cancellation_costs_the_prompt_and_what_was_seen
                 await asyncio.sleep(100)
 
         task = asyncio.create_task(call())
-        await entered.wait()
+        await soon(entered.is_set)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -305,6 +305,23 @@ async def test_an_error_of_the_provider_costs_nothing(tmp_path: Path) -> None:
         assert await amounts(tracker) == (0, 0)
         assert await records_of(tracker) == []
         assert len(tracker.deferrals) == 0
+
+
+@pytest.mark.parametrize("seen", ["nothing", "a piece"])
+async def test_an_exception_does_not_release_what_the_provider_goes_on_with(seen: str, tmp_path: Path) -> None:
+    queued = {"id": "resp_1", "object": "response", "model": "big", "status": "queued", "background": True}
+    async with opened("memory", tmp_path) as tracker:
+        block = tracker.track_tokens("acme", "big", expected_input_tokens=80, max_output_tokens=10)
+        usage = await block.__aenter__()
+        usage.record({"type": "response.created", "response": queued})
+        if seen == "a piece":
+            usage.record({"type": "response.output_text.delta", "delta": "hello"})
+        await block.__aexit__(LookupError, LookupError(), None)
+        assert await amounts(tracker) == (0, 100_000)
+        await tracker.deferrals.finish_all(5.0)
+        assert await amounts(tracker) == (100_000, 0)
+        (record,) = await records_of(tracker)
+        assert (record.outcome, record.estimated) == ("deferred_estimate", True)
 
 
 @pytest.mark.parametrize("turns", [0, 1])

@@ -30,8 +30,8 @@ LAYERS = {
     },
     "edges": {
         *("__main__", "assembly", "body", "cli", "cli_*", "demo", "demo.*", "encodings", "gateway", "gateway_*"),
-        *("headers", "identify", "intake", "jwt_tokens", "lifespan", "metered", "middleware", "refusals", "routes"),
-        *("serving", "settings", "settings_tables"),
+        *("headers", "identify", "intake", "jwt_tokens", "lifespan", "metered", "middleware", "polling", "refusals"),
+        *("routes", "serving", "settings", "settings_tables"),
     },
     "package": {""},
 }

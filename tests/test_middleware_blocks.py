@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -69,6 +70,37 @@ async def test_a_block_that_fails_gives_the_request_back_its_call(book: Ledger) 
 
     await ask(book.around(Scripted([fails, *plain(chat_answer())])))
     assert (await book.record()).cost_nano_usd == 60_000
+
+
+@pytest.mark.parametrize("model", ["big", "mini"])
+@pytest.mark.parametrize("ending", ["fails", "says nothing"])
+async def test_a_block_that_outlives_its_request_and_has_no_counts_leaves_the_charge_to_the_answer(
+    book: Ledger, model: str, ending: str
+) -> None:
+    go_on = asyncio.Event()
+    running: list[asyncio.Task[None]] = []
+
+    async def outlives() -> None:
+        async with book.tracker.track_tokens("acme", model, expected_input_tokens=9, max_output_tokens=9):
+            await go_on.wait()
+            if ending == "fails":
+                raise LookupError
+
+    async def begin(*_: Any) -> None:
+        running.append(asyncio.create_task(outlives()))
+        await asyncio.sleep(0)
+
+    await ask(book.around(Scripted([begin, *plain(chat_answer())])))
+    assert await book.records() == []
+    go_on.set()
+    await asyncio.gather(*running, return_exceptions=True)
+    await book.tracker.deferrals.finish_all(5.0)
+    record = await book.record()
+    if ending == "fails" or model == "big":
+        assert (record.cost_nano_usd, record.estimated) == (60_000, False)
+    else:
+        assert record.outcome == "deferred_estimate"
+    assert (await book.totals()).held_nano_usd == 0
 
 
 # Denied ---------------------------------------------------------------------------------------------------------------

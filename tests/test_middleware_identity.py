@@ -259,6 +259,26 @@ async def test_a_tenant_that_appears_later_pays_above_its_limit(book: Ledger) ->
     assert state.spent_usd == Decimal("0.00006")
 
 
+async def test_a_state_that_cannot_be_read_later_loses_no_charge(
+    book: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        @property
+        def tenant_id(self) -> str:
+            raise LookupError("no session")
+
+    async def breaks(scope: Any, _receive: Any, _send: Any) -> None:
+        scope["state"] = Broken()
+
+    app = Scripted([breaks, *plain(chat_answer())])
+    got = await ask(book.around(app, identity=STATE, default_tenant="anybody"))
+    assert got.status == 200
+    record = await book.record()
+    assert (record.tenant, record.cost_nano_usd) == ("anybody", 60_000)
+    assert (await book.totals()).held_nano_usd == 0
+    assert "could not be read" in caplog.text
+
+
 async def test_nobody_pays_for_an_error_also_where_a_tenant_appears_later(book: Ledger) -> None:
     app = depends("acme", *plain({"error": {}}, status=500))
     await ask(book.around(app, identity=STATE, default_tenant="anybody"))

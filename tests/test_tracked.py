@@ -400,8 +400,12 @@ def test_an_interrupt_while_a_hold_is_placed_leaves_none(fault: str, tmp_path: P
     async def held() -> int:
         return (await store.inner.totals()).held_nano_usd
 
+    def is_waiting() -> bool:
+        return "reserve" in store.calls and (fault == "hang" or bool(run_sync(tracker, held)))
+
     def interrupt() -> None:
-        while "reserve" not in store.calls or (fault == "hang after" and not run_sync(tracker, held)):
+        give_up_s = time.monotonic() + 10
+        while time.monotonic() < give_up_s and not is_waiting():
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -147,12 +147,20 @@ async def test_what_is_journaled_during_a_replay_is_not_forgotten_by_it(kind: st
         assert b.journal.pending_bytes == 0
 
 
-async def test_two_replays_at_once_are_one(tmp_path: Path) -> None:
+async def test_two_replays_at_once_are_one_and_outlive_who_asked(tmp_path: Path) -> None:
     async with book("sqlite", tmp_path, turns=2) as b:
         b.store.down = True
         await b.writer.settle(settlement(1))
         b.store.down = False
-        assert sorted(await asyncio.gather(b.writer.replay(), b.writer.replay())) == [0, 1]
+        assert set(await asyncio.gather(b.writer.replay(), b.writer.replay())) == {1}
+        assert b.store.calls.count("settle") == 2
+        b.store.down = True
+        await b.writer.settle(settlement(2))
+        b.store.down = False
+        for step in range(3):
+            await cancelled_at(step, b.writer.replay())
+        await b.writer.drain(1.0)
+        assert await written(b.store) == (2, 3)
 
 
 @both_stores
