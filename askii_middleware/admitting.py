@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from .admission import PPM, Admission, BudgetState, Candidate, ReserveRequest
+from .admission import PPM, Admission, Candidate, ReserveRequest
 from .budgets import BudgetIndex
 from .calls import CallSpec
 from .currency import MAX_NANO_USD, Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
@@ -224,8 +224,11 @@ class Admitter:
         raise StoreError("budgets keep changing faster than they can be read; try again")
 
 
-def exceeded(line: BudgetState, reason: Literal["spent", "held"], rate: Rate) -> BudgetExceededError:
-    """The error for a deciding budget line, in both currencies."""
+def exceeded(refusal: Admission, rate: Rate) -> BudgetExceededError:
+    """The error for a refusal, in both currencies."""
+    line, reason = refusal.deciding, refusal.reason
+    assert line is not None
+    assert reason is not None
     limit = line.limit_nano_usd or 0
     used = line.spent_nano_usd + line.held_nano_usd
     what = "is spent" if reason == "spent" else "is held by running calls"

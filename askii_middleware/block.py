@@ -44,6 +44,8 @@ class TrackedBlock:
             raise TypeError(f"track_tokens() got an unexpected keyword argument {unknown[0]!r}")
         self.tracker = tracker
         self._tenant = tenant_id
+        if isinstance(identity.get("tags"), str):
+            raise TypeError("tags takes several texts, not one")
         self._fields: dict[str, Any] = {name: tuple(v) if name == "tags" else v for name, v in identity.items()}
         known = expected_input_tokens is not None
         bound = whole_count("expected_input_tokens", expected_input_tokens) if known else 0

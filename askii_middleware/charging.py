@@ -13,7 +13,7 @@ import msgspec
 
 from .admitting import Admitter, Option
 from .calls import Call, CallSpec, new_call_id
-from .counting import check_model, check_usage, checked_metadata, whole_count
+from .counting import check_model, check_name, check_usage, checked_metadata, whole_count
 from .currency import MAX_NANO_USD, NANO, RateSource
 from .errors import StoreError, UnknownModelError
 from .identity import Identity
@@ -222,6 +222,8 @@ class Charging(ABC):
         if usage is not None:
             counted = check_usage(usage)
         spec = CallSpec(model=check_model(model), provider=provider, metadata=checked_metadata(metadata))
+        if call_id is not None:
+            check_name("call_id", call_id)
         await self._ready_to_charge()
         call = self._unheld(identity, spec, call_id)
         conclusion = self.concluder.priced(call, [(model, counted)], Verdict(usage=counted))

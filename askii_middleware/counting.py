@@ -29,7 +29,7 @@ COUNTS = (
 _TOTALS = frozenset(("input_tokens", "output_tokens"))
 MAX_COUNT = 1_000_000_000
 """No call uses as much; what is larger is a mistake of the caller's."""
-MAX_MODEL_CHARS = 256
+MAX_NAME_CHARS = 256
 MAX_METADATA_BYTES = 16_384
 
 
@@ -54,9 +54,14 @@ def check_usage(usage: TokenUsage) -> TokenUsage:
 
 def check_model(model: Any) -> str:
     """Return it. Raises ValueError for what cannot name a model."""
-    if not isinstance(model, str) or not model or len(model) > MAX_MODEL_CHARS or "\0" in model or not _is_text(model):
-        raise ValueError(f"model takes a name of 1 to {MAX_MODEL_CHARS} characters, not {str(model)[:64]!r}")
-    return model
+    return check_name("model", model)
+
+
+def check_name(what: str, name: Any) -> str:
+    """Return it. Raises ValueError for what is no text, empty, too long, or cannot be written as UTF-8."""
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME_CHARS or "\0" in name or not _is_text(name):
+        raise ValueError(f"{what} takes a name of 1 to {MAX_NAME_CHARS} characters, not {str(name)[:64]!r}")
+    return name
 
 
 def _is_text(value: str) -> bool:

@@ -27,9 +27,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("an identity needs a tenant")
         for name in ("tenant", "key", "user", "team", "end_user"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or len(value) > MAX_VALUE_CHARS or "\0" in value):
+            if value is not None and not _is_text(value):
                 raise ValueError(f"{name} must be text of at most {MAX_VALUE_CHARS} characters without NUL")
-        if len(self.tags) > MAX_TAGS or any(not t or len(t) > MAX_VALUE_CHARS or "\0" in t for t in self.tags):
+        if len(self.tags) > MAX_TAGS or any(not tag or not _is_text(tag) for tag in self.tags):
             raise ValueError(f"at most {MAX_TAGS} tags of 1 to {MAX_VALUE_CHARS} characters without NUL")
 
     def dimensions(self) -> dict[str, str | tuple[str, ...] | None]:
@@ -42,3 +42,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             "end_user": self.end_user,
             "tag": self.tags or None,
         }
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value can stand in the ledger: short enough, and writable as UTF-8, which lone surrogates are not."""
+    if not isinstance(value, str) or len(value) > MAX_VALUE_CHARS or "\0" in value:
+        return False
+    return value.isascii() or value == value.encode(errors="replace").decode()

@@ -186,11 +186,10 @@ class Reports(ABC):
                 continue
             states = await self.budget_lines(self._admitter.dimensions(who, spec, option))
             answer = decide([option.hold_nano_usd], [states], admitted_at_s=self.clock())
-            if answer.deciding is None or answer.reason is None:
-                allowed.append(deployment)
+            if answer.candidate is None:
+                reasons[spec.deployment or spec.model] = exceeded(answer, self.rates.current()).message
             else:
-                refusal = exceeded(answer.deciding, answer.reason, self.rates.current())
-                reasons[spec.deployment or spec.model] = refusal.message
+                allowed.append(deployment)
         return allowed, reasons
 
     async def cost_report(

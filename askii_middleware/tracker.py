@@ -125,9 +125,7 @@ class CostTracker(Charging, Reports):
             raise ConfigurationError(f"sinks need different names, got {', '.join(names)}")
         if unknown_price == "default" and default_price is None:
             raise ConfigurationError('unknown_price = "default" needs default_price')
-        prices = {**(prices or {})}
-        if default_price is not None:
-            prices[DEFAULT_PRICE] = default_price
+        prices = dict(prices or {}) | ({} if default_price is None else {DEFAULT_PRICE: default_price})
         self.prices = PriceBook(pricing, prices=prices, aliases=aliases or {}, clock=clock)
         self.unknown_price = unknown_price
         self.enforcement = enforcement
@@ -291,9 +289,7 @@ class CostTracker(Charging, Reports):
         if admission is None:
             chosen, matches = 0, self._admitter.candidate(options[0], identity, spec).matches
         elif admission.candidate is None:
-            assert admission.deciding is not None
-            assert admission.reason is not None
-            raise exceeded(admission.deciding, admission.reason, rate)
+            raise exceeded(admission, rate)
         else:
             chosen = admission.candidate
             matches = candidates[chosen].matches

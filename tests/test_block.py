@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from anthropic.types import Message, RawMessageDeltaEvent, RawMessageStartEvent
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 
@@ -19,10 +21,13 @@ from askii_middleware.budgets import Budget, Scope
 from askii_middleware.errors import BudgetExceededError, UnknownModelError
 from askii_middleware.identity import Identity
 from askii_middleware.pricing import ModelPrice
+from askii_middleware.stores import open_store
+from askii_middleware.tracker import CostTracker
 
 from .support.service import (
     PRICES,
     Clock,
+    FaultyStore,
     amounts,
     assert_balanced,
     both_stores,
@@ -147,6 +152,33 @@ async def test_a_model_and_a_tenant_are_needed_and_unknown_arguments_are_refused
             await tracker.track_tokens(model="big").__aenter__()
         with pytest.raises(UnknownModelError, match="nobody-knows"):
             await tracker.track_tokens("acme", "nobody-knows").__aenter__()
+        await assert_balanced(tracker)
+
+
+@pytest.mark.parametrize(
+    "who",
+    [{"tenant_id": "\ud800"}, {"tenant_id": ""}, {"user": "\ud800"}, {"team": 5}, {"tags": ["\ud800"]}, {"tags": [""]}],
+)
+async def test_an_identity_the_ledger_could_not_write_is_refused_before_anything_is_held(
+    who: dict[str, Any], tmp_path: Path
+) -> None:
+    async with opened("sqlite", tmp_path) as tracker:
+        with pytest.raises(ValueError, match=r"tenant|user|team|tags"):
+            await tracker.track_tokens(**{"tenant_id": "acme", "model": "big", **who}).__aenter__()
+        with pytest.raises(TypeError, match="tags"):
+            tracker.track_tokens("acme", "big", tags="batch")
+        await assert_balanced(tracker)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"model": "\ud800"}, {"id": "\ud800"}, {"service_tier": "\ud800"}, {"model": "a\0b"}, {"model": "x" * 5000}]
+)
+@both_stores
+async def test_what_a_provider_calls_itself_loses_no_charge(kind: str, odd: dict[str, str], tmp_path: Path) -> None:
+    async with opened(kind, tmp_path) as tracker:
+        async with tracker.track_tokens("acme", "big", expected_input_tokens=10) as usage:
+            usage.record({**ANSWER, **odd})
+        assert await amounts(tracker) == (140_000, 0)
         await assert_balanced(tracker)
 
 
@@ -353,6 +385,48 @@ async def test_a_cancellation_at_any_await_leaves_no_hold_and_at_most_one_charge
             pytest.fail("the call never ended by itself")
         assert expected >= 140_000
         await assert_balanced(tracker)
+
+
+ENDINGS = ("recorded", "by hand", "failed", "failed after counting", "cancelled", "nothing")
+
+
+def break_off(ending: str) -> None:
+    if ending.startswith("failed"):
+        raise ConnectionError
+    if ending == "cancelled":
+        raise asyncio.CancelledError
+
+
+@settings(max_examples=30, deadline=None)
+@given(plan=st.lists(st.tuples(st.integers(0, 200), st.sampled_from(ENDINGS), st.integers(0, 4)), max_size=12))
+def test_any_mixture_of_concurrent_endings_charges_the_exact_sum(plan: list[tuple[int, str, int]]) -> None:
+    async def call(tracker: CostTracker, tokens: int, ending: str, turns: int) -> int:
+        """Returns what it must cost."""
+        try:
+            async with tracker.track_tokens("acme", "big", expected_input_tokens=200, max_output_tokens=0) as usage:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if ending == "recorded":
+                    usage.record({"prompt_tokens": tokens, "completion_tokens": 0})
+                elif ending in ("by hand", "failed after counting"):
+                    usage["input_tokens"] = tokens
+                break_off(ending)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        return {"failed": 0, "cancelled": 0, "nothing": 200_000}.get(ending, tokens * 1000)
+
+    async def run() -> None:
+        clock = Clock()
+        store = FaultyStore(open_store("memory://", clock=clock), turns=1)  # type: ignore[abstract]
+        async with make_tracker(store, clock=clock) as tracker:
+            costs = await asyncio.gather(*(call(tracker, *each) for each in plan))
+            await tracker.deferrals.finish_all(5.0)
+            assert await amounts(tracker) == (sum(costs), 0)
+            charged = [ending for _, ending, _ in plan if ending not in ("failed", "cancelled")]
+            assert len(await records_of(tracker)) == len(charged)
+            await assert_balanced(tracker)
+
+    asyncio.run(run())
 
 
 # Counts --------------------------------------------------------------------------------------------------------------

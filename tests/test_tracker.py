@@ -209,6 +209,9 @@ async def test_recorded_usage_is_charged_once_for_its_id_whatever_the_budget(kin
         {"usage": TokenUsage(input=-5)},
         {"usage": TokenUsage(output=2.5)},  # type: ignore[arg-type]
         {"model": "\ud800"},
+        {"call_id": "\ud800"},
+        {"call_id": ""},
+        {"call_id": "x" * 257},
         {"metadata": {"a": {1, 2, object()}}},
     ],
 )
