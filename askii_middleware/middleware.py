@@ -358,7 +358,7 @@ class AskiiMiddleware:
 
 
 def _identifier(settings: Settings, tracker: CostTracker, identify: Callable[[Scope], Any] | None) -> Identifier:
-    keys = KeyDirectory(settings.keys, tracker.store, clock=tracker.clock)
+    keys = KeyDirectory.from_settings(settings, tracker.store, clock=tracker.clock)
     if identify is None:
         return Identifier.from_settings(settings, keys, clock=tracker.clock)
     return Identifier((identify,), default_tenant=settings.default_tenant)

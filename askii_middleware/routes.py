@@ -62,13 +62,15 @@ class Routes:
 
     def apis(self, method: str, path: str) -> tuple[Api, ...]:
         """The APIs a request may belong to; empty if it is not metered. Some servers further on ignore the case of
-        paths, and some clients write methods in capitals: what may become a call there is one here.
+        paths or drop what stands behind a semicolon, and some clients write methods in capitals or not: what may
+        become a call there is one here.
         """
         if method != "POST" and method.upper() != "POST":
             return ()
-        found = find_apis(path)
-        if not path.islower():
-            found += find_apis(path.lower())
+        plain = "/".join([segment.partition(";")[0] for segment in path.split("/")]) if ";" in path else path
+        found = find_apis(plain)
+        if not plain.islower():
+            found += find_apis(plain.lower())
         return found if found and self._chosen(path) else ()
 
     def _chosen(self, path: str) -> bool:

@@ -79,7 +79,7 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
     as files and images, would otherwise be sent with the upstream's key for anybody who can connect.
     """
     identifier = Identifier.from_settings(
-        settings, KeyDirectory(settings.keys, tracker.store, clock=tracker.clock), clock=tracker.clock
+        settings, KeyDirectory.from_settings(settings, tracker.store, clock=tracker.clock), clock=tracker.clock
     )
 
     async def refused(scope: Scope) -> RefusedError | None:
