@@ -12,20 +12,13 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from hashlib import sha256
 from hmac import compare_digest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .errors import StoreError
 from .stores.base import KeyRow, Store
 
-if TYPE_CHECKING:
-    from .settings import Settings
-
 SECRET_PREFIX = "sk-askii-"  # noqa: S105 - how a secret begins, not one
 MAX_SECRET_CHARS = 256
-STALE_S = 3600.0
-"""With `on_store_error = "allow"`: how long a known key opens while the store is away, and so how late a revocation
-may arrive then.
-"""
 
 
 class KeyProblem(Enum):
@@ -86,12 +79,6 @@ class KeyDirectory:
         self._unknown: dict[str, _Seen] = {}
         self._overrides: dict[str, KeyRow] = {}
         self._overrides_at_s = float("-inf")
-
-    @classmethod
-    def from_settings(cls, settings: Settings, store: Store, *, clock: Callable[[], float] = time.time) -> KeyDirectory:
-        """As configured. Where calls are admitted while the store is away, known keys must open meanwhile."""
-        stale_s = STALE_S if settings.on_store_error == "allow" else 0.0
-        return cls(settings.keys, store, clock=clock, stale_s=stale_s)
 
     def find_cached(self, secret: str) -> KeyRow | KeyProblem | None:
         """The answer if it is at hand; None: ask `find`. Touches no store."""

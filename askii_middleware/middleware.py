@@ -16,10 +16,9 @@ import msgspec
 from .body import BodyTooLargeError, ClientLeftError, UnreadableBodyError
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
 from .errors import BudgetExceededError, ConfigurationError, StoreError, UnknownModelError
-from .identify import Identifier, IdentityFailure
+from .identify import Identifier, IdentityFailure, key_directory
 from .identity import Identity
 from .intake import Intake, specify, take_in
-from .keys import KeyDirectory
 from .lifespan import run_lifespan
 from .metered import MeteredRequest
 from .metrics import metrics_app
@@ -358,7 +357,7 @@ class AskiiMiddleware:
 
 
 def _identifier(settings: Settings, tracker: CostTracker, identify: Callable[[Scope], Any] | None) -> Identifier:
-    keys = KeyDirectory.from_settings(settings, tracker.store, clock=tracker.clock)
+    keys = key_directory(settings, tracker.store, clock=tracker.clock)
     if identify is None:
         return Identifier.from_settings(settings, keys, clock=tracker.clock)
     return Identifier((identify,), default_tenant=settings.default_tenant)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from .calls import new_call_id
 from .errors import ConfigurationError, StoreError
-from .identify import Identifier, IdentityFailure
-from .keys import KeyDirectory
+from .identify import Identifier, IdentityFailure, key_directory
 from .middleware import AskiiMiddleware
 from .refusals import RefusedError, ledger_unavailable, send_refusal, unauthorized
 from .settings import Settings, describe, limits_nothing, load_settings
@@ -79,7 +78,7 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
     as files and images, would otherwise be sent with the upstream's key for anybody who can connect.
     """
     identifier = Identifier.from_settings(
-        settings, KeyDirectory.from_settings(settings, tracker.store, clock=tracker.clock), clock=tracker.clock
+        settings, key_directory(settings, tracker.store, clock=tracker.clock), clock=tracker.clock
     )
 
     async def refused(scope: Scope) -> RefusedError | None:
