@@ -15,12 +15,14 @@ from .errors import BudgetExceededError, StoreError, UnknownModelError
 from .output_limits import max_output_tokens
 from .stores.base import StaleFormsError
 from .tokens import encoding_of
+from .usage import NOTHING_USED
 from .waiting import bounded
 
 if TYPE_CHECKING:
     from .fallbacks import Fallbacks
     from .identity import Identity
     from .pricing import Price, PriceBook
+    from .providers.base import BatchItems
     from .stores.base import Store
 
 DEFAULT_PRICE = "askii-default-price"
@@ -96,8 +98,10 @@ class Admitter:
         """
         found: list[Option] = []
         for model in (spec.model, *self._fallbacks.of(spec.model, spec.kind)):
+            if found and spec.accepts is not None and not spec.accepts(model):
+                continue
             price = self._price_for(model, spec)
-            if price is None and self._unknown_price != "allow":
+            if price is None and self._unknown_price != "allow" and spec.kind != "batch":
                 if found:
                     continue
                 raise UnknownModelError(model)
@@ -107,10 +111,8 @@ class Admitter:
             else:
                 known = (price.max_output_tokens if price else None) or max_output_tokens(model)
                 leaving = (known or self._default_max_output_tokens) * spec.choices
-                write = None if known else self._default_max_output_tokens
-            hold = price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
-            if spec.other_models:
-                hold += self._hold_for_others(spec, entering, leaving)
+                write = None if known or spec.kind != "text" else self._default_max_output_tokens
+            hold = self._hold(spec, price, entering, leaving)
             # Beyond what a counter holds no amount is any larger: it fits no budget.
             found.append(Option(model, price, entering, leaving, write, min(hold, MAX_NANO_USD)))
         return found
@@ -119,9 +121,29 @@ class Admitter:
         """The price at the provider that will serve the model. One that prices no text is none for a call of text."""
         provider = self._provider_of(model) if self._provider_of is not None else None
         price = self.price_of(model, provider=provider or spec.provider, service_tier=spec.service_tier)
-        if price is None or (price.prices_input and (price.prices_output or spec.kind == "embedding")):
+        if price is None or price.serves(spec.kind):
             return price
         return self._prices.find(DEFAULT_PRICE) if self._unknown_price == "default" else None
+
+    def _hold(self, spec: CallSpec, price: Price | None, entering: int, leaving: int) -> int:
+        """What a call may cost at a price. A batch costs what its items do, each at its own model's."""
+        if spec.kind == "batch":
+            return sum(self._hold_for_items(spec, items) for items in spec.items) or UNPRICED_HOLD_NANO_USD
+        units = None if spec.units is NOTHING_USED else spec.units
+        hold = price.hold(entering, leaving, media=spec.media, units=units) if price else UNPRICED_HOLD_NANO_USD
+        return hold + self._hold_for_others(spec, entering, leaving) if spec.other_models else hold
+
+    def _hold_for_items(self, spec: CallSpec, items: BatchItems) -> int:
+        price = self.price_of(items.model, provider=spec.provider)
+        if price is None:
+            if self._unknown_price != "allow":
+                raise UnknownModelError(items.model)
+            return UNPRICED_HOLD_NANO_USD
+        leaving = items.output_tokens
+        if items.unlimited:
+            known = price.max_output_tokens or max_output_tokens(items.model)
+            leaving += items.unlimited * (known or self._default_max_output_tokens)
+        return price.hold(items.input_tokens, leaving, media=spec.media)
 
     def _hold_for_others(self, spec: CallSpec, entering: int, leaving: int) -> int:
         """Models that the request lets the provider call besides, each bounded as the call itself."""

@@ -39,6 +39,7 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         aliases=settings.model_aliases,
         unknown_price=settings.unknown_price,
         default_price=None if settings.default_price is None else _price("default_price", settings.default_price),
+        trust_provider_cost=settings.trust_provider_cost,
         enforcement=settings.enforcement,
         default_max_output_tokens=settings.default_max_output_tokens,
         remote_input_tokens=settings.remote_input_tokens,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from .encodings import WINDOWS
+from .encodings import PIECE_BYTES, BadEncodingError, Unpacker, codings, is_known, unpacker
+from .errors import MissingExtraError
 
 if TYPE_CHECKING:
     from starlette.types import Receive
@@ -56,28 +56,57 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 def decoded(body: bytes, encoding: bytes, limit: int) -> bytes:
     """The body without its content encoding, at most `limit` bytes. Raises UnreadableBodyError, BodyTooLargeError.
 
-    `deflate` needs its zlib header, as RFC 9110 has it: raw deflate can be made of bytes that are JSON as well, and an
-    application that ignores the encoding would then read another request than the one that is metered.
+    What is read here has to be what the application reads. So there is one encoding and one member of it, and nothing
+    behind: decoders differ in what they make of more. `deflate` needs its zlib header, as RFC 9110 has it: raw deflate
+    can be made of bytes that are JSON as well, and an application that ignores the encoding would then read another
+    request than the one that is metered. br, which has no header at all, is read only where its bytes are no JSON.
     """
-    name = b",".join(name for word in encoding.split(b",") if (name := word.strip().lower()) not in (b"", b"identity"))
-    if not name:
+    names = codings(encoding)
+    if not names:
         return body
-    shown = name.decode("latin-1")[:40]
-    window = WINDOWS.get(name)
-    if window is None:
-        raise UnreadableBodyError(f"content-encoding {shown!r} is not supported; send gzip, deflate or none")
-    inflater = zlib.decompressobj(window)
+    shown = b", ".join(names).decode("latin-1")[:40]
+    if len(names) > 1:
+        raise UnreadableBodyError(f"content-encoding {shown!r} is not supported: send one encoding, or none")
+    name = names[0]
+    if not is_known(name):
+        raise UnreadableBodyError(f"content-encoding {shown!r} is not supported; send gzip, deflate, br, zstd or none")
     try:
-        body = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
+        unpack = unpacker(name)
+    except MissingExtraError as error:
+        raise UnreadableBodyError(f"content-encoding {shown!r} is not supported here: {error}") from None
+    plain = _unpacked(unpack, body, shown, limit)
+    if name == b"br" and _is_json(body):
+        raise UnreadableBodyError("the body is JSON as it stands: send it without content-encoding")
+    return plain
+
+
+def _unpacked(unpack: Unpacker, body: bytes, shown: str, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        for start in range(0, len(body), PIECE_BYTES):
+            if unpack.eof:
+                raise UnreadableBodyError(f"the {shown} body goes on behind its end")
+            for piece in unpack.pieces(body[start : start + PIECE_BYTES]):
+                size += len(piece)
+                if size > limit:
+                    raise BodyTooLargeError
+                pieces.append(piece)
+    except BadEncodingError as error:
         raise UnreadableBodyError(f"the body is not valid {shown}: {error}") from None
-    if len(body) > limit:
-        raise BodyTooLargeError
-    if not inflater.eof:
+    if not unpack.eof:
         raise UnreadableBodyError(f"the {shown} body is cut off")
-    if inflater.unused_data:
+    if unpack.rest:
         raise UnreadableBodyError(f"the {shown} body goes on behind its end")
-    return body
+    return b"".join(pieces)
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        parse_body(body)
+    except UnreadableBodyError:
+        return False
+    return True
 
 
 def parse_body(body: bytes) -> Parsed:

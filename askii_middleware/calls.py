@@ -9,12 +9,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .usage import NOTHING_USED, TokenUsage
+
 if TYPE_CHECKING:
     from .admission import BudgetState, Match, Window
     from .currency import Rate
     from .errors import BudgetExceededError
     from .identity import Identity
     from .pricing import Price
+    from .providers.base import BatchItems
 
 
 def new_call_id(now_s: float | None = None) -> str:
@@ -32,7 +35,7 @@ class CallSpec:
     Attributes:
         api: the wire format, such as `openai.chat`; `code` for blocks.
         provider: whose prices apply where the model's name does not say.
-        kind: `text` or `embedding`; the `*` fallbacks cover `text` only.
+        kind: what the call produces, as `providers.base.Kind` names it; the `*` fallbacks cover `text` only.
         input_tokens: upper bound of the prompt.
         counted_input: an encoding and the prompt's exact bound in it, for models that use it.
         count_input: finds `counted_input`; asked only where the bytes' bound does not fit, and dropped then, because it
@@ -44,6 +47,10 @@ class CallSpec:
         background: the operation may go on after its answer, for a day.
         media: images or audio may be in the prompt or the answer.
         other_models: further models the request lets the provider call, billed besides.
+        units: upper bounds of what is billed besides tokens.
+        billed_by_request: what the call is billed where its answer reports nothing, known from the request alone.
+        items: what a batch asks of each model.
+        accepts: whether the request can be rewritten to a model; None: to any.
     """
 
     model: str
@@ -64,6 +71,10 @@ class CallSpec:
     stream: bool = False
     service_tier: str | None = None
     other_models: tuple[str, ...] = ()
+    units: TokenUsage = NOTHING_USED
+    billed_by_request: TokenUsage | None = None
+    items: tuple[BatchItems, ...] = ()
+    accepts: Callable[[str], bool] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

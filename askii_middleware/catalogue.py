@@ -13,8 +13,8 @@ from decimal import Decimal
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .model_price import Amount, ModelPrice
 from .models import SELF_HOSTED, canonical, catalogue_provider, family, split_provider
-from .price import Amount, ModelPrice
 
 if TYPE_CHECKING:
     from genai_prices import types
@@ -75,6 +75,10 @@ _FIELDS: dict[str, tuple[str, int]] = {
 
 _MINIMUM_SECONDS = {("groq", "whisper-large-v3"): 10, ("groq", "whisper-large-v3-turbo"): 10}
 """Transcriptions are billed for at least 10 seconds (console.groq.com/docs/speech-to-text, read 2026-11)."""
+
+
+_FREE_AT_OPENAI = "moderation"
+"""All moderation models together, which the catalogue describes as free of charge and lists without a price."""
 
 
 class Entry(NamedTuple):
@@ -140,7 +144,7 @@ def price_of(entry: Entry, service_tier: str | None, at_s: float) -> tuple[Model
     """The price at a served tier and a moment (Unix seconds), and until when it holds (infinity: for good).
 
     None where the catalogue lists the model without any price: that says included in a subscription, billed
-    otherwise or unknown, none of which is free. Only names that say `:free` are.
+    otherwise or unknown, none of which is free. Only names that say `:free` are, and OpenAI's moderation.
     """
     at = datetime.fromtimestamp(at_s, UTC)
     context = None
@@ -150,9 +154,9 @@ def price_of(entry: Entry, service_tier: str | None, at_s: float) -> tuple[Model
     prices = entry.model.get_prices(at, context)
     amounts, tiers = _amounts(prices)
     if not amounts:
-        if not entry.name.endswith(":free"):
+        if not _is_free(entry):
             return None, _valid_until(entry.model, at)
-        amounts = {"input_usd_per_mtok": 0, "output_usd_per_mtok": 0}
+        amounts = {"input_usd_per_mtok": 0, "output_usd_per_mtok": 0, "request_usd": 0}
     fields: dict[str, Any] = dict(amounts)
     price = ModelPrice(
         **fields,
@@ -163,6 +167,10 @@ def price_of(entry: Entry, service_tier: str | None, at_s: float) -> tuple[Model
         allow_high=True,
     )
     return price, _valid_until(entry.model, at)
+
+
+def _is_free(entry: Entry) -> bool:
+    return entry.name.endswith(":free") or (entry.provider.id == "openai" and entry.name == _FREE_AT_OPENAI)
 
 
 def _providers() -> list[types.Provider]:

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,8 +17,9 @@ from .counting import check_model, check_name, check_usage, checked_metadata, wh
 from .currency import MAX_NANO_USD, NANO, RateSource
 from .errors import StoreError, UnknownModelError
 from .identity import Identity
-from .settling import Billed, Conclusion, Ending, Verdict, build
-from .usage import Report, TokenUsage
+from .operations import Operations
+from .settling import Billed, Conclusion, Verdict, build
+from .usage import TokenUsage
 
 if TYPE_CHECKING:
     from .budgets import BudgetIndex
@@ -28,34 +29,23 @@ if TYPE_CHECKING:
     from .pricing import Price, PriceBook
     from .records import UsageRecord
     from .session import Session
-    from .stores.base import Settled
+    from .stores.base import Settled, Store
     from .writer import LedgerWriter
 
 logger = logging.getLogger(__name__)
-
-DEFERRED_S = 25 * 3600.0
-"""How long a call that goes on elsewhere, such as a background response, may take before its hold is charged."""
-
-
-@dataclass(slots=True)
-class _Operation:
-    """A call that goes on elsewhere, the provider's id for it, and what was last seen of it."""
-
-    call: Call
-    provider_id: str | None
-    report: Report | None = None
 
 
 class Charging(ABC):
     """Mixed into `CostTracker`."""
 
+    store: Store
     prices: PriceBook
     index: BudgetIndex
     rates: RateSource
     metrics: Metrics
     concluder: Concluder
     deferrals: Deferrals
-    _operations: dict[str, _Operation]
+    operations: Operations
     unknown_price: str
     clock: Callable[[], float]
     _admitter: Admitter
@@ -66,6 +56,18 @@ class Charging(ABC):
     @abstractmethod
     def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
         """The price of a model, or the configured default; None where there is neither."""
+
+    def _new_operations(self, timeout_s: float) -> Operations:
+        return Operations(
+            self.store,
+            self._writer,
+            self.concluder,
+            self.price_of,
+            charge=self._charge,
+            released=self.metrics.released,
+            timeout_s=timeout_s,
+            clock=self.clock,
+        )
 
     # Calls that were admitted ----------------------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ class Charging(ABC):
         call.closed = True
         verdict = conclusion.verdict
         if verdict.deferred:
-            self._defer(_Operation(call, conclusion.provider_request_id))
+            await self.operations.defer(call, conclusion.provider_request_id)
             return None
         if verdict.usage is None:
             if call.held:
@@ -87,40 +89,11 @@ class Charging(ABC):
             return None
         return (await self._charge(call, conclusion, status))[0]
 
-    @property
-    def awaits_operations(self) -> bool:
-        """Whether some call goes on elsewhere, so that a later answer may tell what it cost."""
-        return bool(self._operations)
-
-    def _defer(self, operation: _Operation) -> None:
-        if operation.provider_id is not None:
-            self._operations[operation.provider_id] = operation
-        self.deferrals.add(operation.call.id, lambda: self._finish(operation), DEFERRED_S)
-
-    def sighted(self, report: Report) -> None:
-        """An answer has told the state of an operation. The first that tells its usage settles it."""
-        operation = self._operations.get(report.provider_request_id or "")
-        if operation is not None and report.usage is not None:
-            operation.report = report
-            self.deferrals.due(operation.call.id)
-
-    async def _finish(self, operation: _Operation) -> None:
-        if operation.provider_id is not None:
-            self._operations.pop(operation.provider_id, None)
-        if operation.report is None:
-            await self._charge_hold(operation.call)
-        else:
-            ending = Ending(status=200, complete=True)
-            conclusion = self.concluder.conclude(operation.call, operation.report, ending)
-            await self._charge(operation.call, conclusion, 200)
-
     async def charge_hold(self, call: Call) -> None:
         """Close a call of which nothing is known but that it ran: it costs what was held for, as an estimate."""
-        if not call.closed:
-            call.closed = True
-            await self._charge_hold(call)
-
-    async def _charge_hold(self, call: Call) -> None:
+        if call.closed:
+            return
+        call.closed = True
         logger.warning("call %s: it ended without counts; its hold is charged", call.id)
         whole = TokenUsage(input=call.input_bound, output=call.output_bound)
         verdict = Verdict(usage=whole, outcome="deferred_estimate", estimated=True)
@@ -134,7 +107,7 @@ class Charging(ABC):
         The payer is charged under the id `<id>.late`, unheld, and then the hold is released: a process that dies in
         between leaves a hold to expire, never a second charge.
         """
-        if call.closed or conclusion.verdict.usage is None:
+        if call.closed or (conclusion.verdict.usage is None and not conclusion.verdict.deferred):
             return await self.close_call(call, conclusion, status=status)
         call.closed = True
         option = Option(call.model, call.price, call.input_bound, call.output_bound, None, 0)
@@ -170,6 +143,7 @@ class Charging(ABC):
             flagged=conclusion.flagged,
             service_tier=conclusion.service_tier,
             provider_request_id=conclusion.provider_request_id,
+            provider_cost_nano_usd=conclusion.provider_cost_nano_usd,
             duration_ms=round((started_s - call.started_s) * 1000, 1),
             provider=(conclusion.parts[0].price.provider if conclusion.parts and conclusion.parts[0].price else None)
             or call.spec.provider

@@ -13,8 +13,7 @@ the middleware stands in front, has usually read the body already, and names the
   application raise, so that the server closes the connection without a clean end and the client can tell.
 - **Errors** before an answer began are JSON in OpenAI's envelope: 502 `upstream_unreachable`, 504 `upstream_timeout`,
   503 `gateway_busy`, 404 `model_not_found`.
-
-WebSockets are not proxied yet: they are answered with 501, or closed with 1011 where the server cannot answer.
+- **WebSockets** go the same ways (`gateway_socket.py`): one that is open counts as a call.
 """
 
 from __future__ import annotations
@@ -30,6 +29,16 @@ import msgspec
 
 from .errors import ConfigurationError, MissingExtraError
 from .gateway_call import BrokenAnswerError, Call, RefusalError
+from .gateway_socket import (
+    CLOSE_TIMEOUT_S,
+    MAX_MESSAGE_BYTES,
+    SocketCall,
+    model_in_query,
+    names_model_in_frame,
+    query_without_key,
+    socket_headers,
+    subprotocols,
+)
 from .gateway_upstreams import BadTargetError, Route, Router, Upstream
 
 try:
@@ -39,7 +48,7 @@ except ImportError as error:
     raise MissingExtraError("gateway", "askii serve") from error
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["BrokenAnswerError", "Proxy", "Upstream", "gateway_app"]
 
@@ -117,7 +126,7 @@ class Proxy:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await _refuse_websocket(scope, send)
+            await self._serve_socket(scope, receive, send)
 
     async def aclose(self) -> None:
         """Close the connections to the upstreams. The next request would open new ones."""
@@ -137,8 +146,7 @@ class Proxy:
             await _refuse(send, refusal)
             return
         if self._busy >= self._max_connections:
-            busy = RefusalError(503, "gateway_busy", "the gateway is busy: all its connections are in use; retry soon")
-            await _refuse(send, busy, (b"retry-after", b"1"))
+            await _refuse(send, _busy(), (b"retry-after", b"1"))
             return
         self._busy += 1
         try:
@@ -163,14 +171,8 @@ class Proxy:
             if model is None and _may_be_json(scope):
                 body = await _read_rest(call, body)
                 model = _model_in(body)
-        route = self._router.pick(model)
-        if route is None:
-            what = "requests without a model" if model is None else f"the model {model!r:.256}"
-            raise RefusalError(404, "model_not_found", f"no upstream serves {what}", "invalid_request_error")
-        try:
-            url = URL(route.target(_raw_path(scope), scope.get("query_string", b"")), encoded=True)
-        except BadTargetError as error:
-            raise RefusalError(400, "invalid_request", str(error), "invalid_request_error") from error
+        route = self._pick(model)
+        url = _target(route, scope, scope.get("query_string", b""))
         raw_headers = scope["headers"]
         headers = route.request_headers(raw_headers)
         data: bytes | io.BytesIO | AsyncIterator[bytes] | None = body or None
@@ -180,10 +182,54 @@ class Proxy:
             data = call.upload(body)
         elif len(body) > _PIECEWISE_BYTES:
             data = io.BytesIO(body)
+        call.goes_to(route.name)
+        return await self._session().request(scope["method"], url, data=data, headers=headers, allow_redirects=False)
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._busy >= self._max_connections:
+            await _refuse_socket(scope, send, _busy())
+            return
+        self._busy += 1
+        try:
+            call = SocketCall(receive, send, idle_timeout_s=self._idle_timeout_s)
+            model = (scope.get("state") or {}).get("askii_model") or model_in_query(scope.get("query_string", b""))
+            await call.run(
+                lambda model: self._open_socket(scope, model),
+                model,
+                reads_model=self._router.needs_model and model is None and names_model_in_frame(scope["path"]),
+                offered=subprotocols(scope, own_key=True),
+            )
+        except RefusalError as refusal:
+            await _refuse_socket(scope, send, refusal)
+        finally:
+            self._busy -= 1
+
+    async def _open_socket(self, scope: Scope, model: str | None) -> aiohttp.ClientWebSocketResponse:
+        """The upstream's side of a socket."""
+        route = self._pick(model)
+        own_key = not route.forwards_credentials
+        query = query_without_key(scope.get("query_string", b""), own_key=own_key)
+        url = _target(route, scope, query)
+        async with asyncio.timeout(self._first_byte_timeout_s):
+            return await self._session().ws_connect(
+                url,
+                protocols=subprotocols(scope, own_key=own_key),
+                headers=socket_headers(route.request_headers(scope["headers"])),
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+                max_msg_size=MAX_MESSAGE_BYTES,
+            )
+
+    def _pick(self, model: str | None) -> Route:
+        route = self._router.pick(model)
+        if route is None:
+            what = "requests without a model" if model is None else f"the model {model!r:.256}"
+            raise RefusalError(404, "model_not_found", f"no upstream serves {what}", "invalid_request_error")
+        return route
+
+    def _session(self) -> aiohttp.ClientSession:
         if self._client is None:
             self._client = self._client_factory()
-        call.goes_to(route.name)
-        return await self._client.request(scope["method"], url, data=data, headers=headers, allow_redirects=False)
+        return self._client
 
     def _make_client(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -262,12 +308,27 @@ async def _refuse(send: Send, refusal: RefusalError, *headers: tuple[bytes, byte
     await _answer(send, refusal.status, msgspec.json.encode({"error": error}), b"application/json", *headers)
 
 
-async def _refuse_websocket(scope: Scope, send: Send) -> None:
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1011, "reason": "the gateway does not proxy websockets yet"})
+async def _refuse_socket(scope: Scope, send: Send, refusal: RefusalError) -> None:
+    """Before it is open: with HTTP where the server can."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1011, "reason": refusal.code})
         return
-    await send({"type": "websocket.http.response.start", "status": 501, "headers": [(b"content-length", b"0")]})
-    await send({"type": "websocket.http.response.body", "body": b""})
+
+    async def as_denial(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await _refuse(as_denial, refusal)
+
+
+def _busy() -> RefusalError:
+    return RefusalError(503, "gateway_busy", "the gateway is busy: all its connections are in use; retry soon")
+
+
+def _target(route: Route, scope: Scope, query: bytes) -> URL:
+    try:
+        return URL(route.target(_raw_path(scope), query), encoded=True)
+    except BadTargetError as error:
+        raise RefusalError(400, "invalid_request", str(error), "invalid_request_error") from error
 
 
 async def _answer(send: Send, status: int, body: bytes, content_type: bytes, *headers: tuple[bytes, bytes]) -> None:

@@ -120,6 +120,11 @@ class Route:
         """It has no patterns."""
         return self._pattern is None
 
+    @property
+    def forwards_credentials(self) -> bool:
+        """It has no key of its own: the client's goes on."""
+        return self._forwards_credentials
+
     def serves(self, model: str) -> bool:
         """Whether one of its patterns matches `model`, which is in lower case."""
         return self._pattern is not None and self._pattern.match(model) is not None

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from .errors import StoreError
-from .stores.base import Settlement
+from .stores.base import Operation, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,11 @@ def journal_beside(url: str) -> str | None:
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Either a settlement or the id of a hold to release."""
+    """A settlement, the id of a hold to release, or an operation to keep."""
 
     settlement: Settlement | None = None
     release: str | None = None
+    operation: Operation | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -47,6 +48,7 @@ class _Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str
     settlement: Settlement | None = None
     release: str | None = None
+    operation: Operation | None = None
 
 
 class Journal:
@@ -158,7 +160,7 @@ class Journal:
     def park(self, entry: Entry, reason: str) -> Path:
         """Put an entry that can never be written beside the journal. Returns the file. Raises StoreError."""
         path = self.rejected_path
-        line = _encode(_Rejected(reason, entry.settlement, entry.release)) + b"\n"
+        line = _encode(_Rejected(reason, entry.settlement, entry.release, entry.operation)) + b"\n"
         try:
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .calls import Call, RequestContext
 from .currency import nano_to_coins_text
-from .encodings import AnswerDecoder
+from .encodings import AnswerDecoder, codings
 from .headers import OWN_PREFIX, call_headers
 from .identity import Identity
 from .settling import Conclusion, Ending
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 WAIT_BYTES = 65_536
 _WAITING_TYPES = (b"application/json", b"application/problem+json")
-_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 
 
 class MeteredRequest:
@@ -52,6 +51,7 @@ class MeteredRequest:
     """
 
     __slots__ = (
+        "_answer_headers",
         "_api",
         "_buffer",
         "_called",
@@ -102,6 +102,7 @@ class MeteredRequest:
         self._start: Message | None = None
         """The start message while it waits for the cost, and `_buffer` the bytes that wait with it."""
         self._headers: RawHeaders = []
+        self._answer_headers: dict[bytes, bytes] = {}
         self._buffer = bytearray()
         self._reader: StreamReader | None = None
         """Reads an answer that goes out as it comes."""
@@ -171,20 +172,25 @@ class MeteredRequest:
             return
         self._status = status
         content_type = encoding = b""
+        wanted = self._api.answer_headers
         for header in message.get("headers", ()):
             name = header[0].lower()
             if name == b"content-type":
                 content_type = header[1].lower()
             elif name == b"content-encoding":
-                encoding = header[1].strip().lower() + encoding
+                encoding = encoding + b"," + header[1] if encoding else header[1].strip().lower()
+            elif name in wanted:
+                self._answer_headers[name] = header[1]
             if not name.startswith(OWN_PREFIX):
                 self._headers.append(header)
-        if encoding not in (b"", b"identity"):
+        if encoding and codings(encoding):
             self._decoder = AnswerDecoder(encoding)
         self._start = message
-        if status >= 400 or content_type.startswith(_WAITING_TYPES):
+        waits = content_type.startswith(_WAITING_TYPES)
+        streams = content_type.startswith(self._api.stream_types) and (self.call.spec.stream or not waits)
+        if status >= 400 or (waits and not streams):
             return
-        if not self.call.spec.stream and not content_type.startswith(_STREAM_TYPES):
+        if not streams and not self.call.spec.stream:
             self._reader = self._api.body_reader()
         elif self.hide_usage and self._decoder is None:
             self._reader = self._api.stream_reader(hide_usage=True)
@@ -212,6 +218,7 @@ class MeteredRequest:
         assert reader is not None
         rest = reader.finish()
         self._report = reader.report
+        self._read_headers()
         return rest if self._decoder is None else b""
 
     async def _finish(self, body: bytes) -> None:
@@ -240,17 +247,25 @@ class MeteredRequest:
         """A plain answer is whole: read its usage, tell its cost, then settle without keeping the client."""
         conclusion = cost = None
         self._report = self._read_whole(body)
+        self._read_headers()
         self._buffer.clear()
         if not self._context.taken:
             conclusion = self._conclude(complete=True)
             if conclusion.verdict.usage is not None:
                 cost = nano_to_coins_text(conclusion.billed.nano_usd, self.call.rate)
+            if conclusion.verdict.deferred:
+                # The client may ask for the operation as soon as it has the answer: by then the ledger must know it.
+                await self.close(conclusion)
         try:
             await self._send_start(cost)
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
             self._complete = True
         finally:
             await self.close(conclusion)
+
+    def _read_headers(self) -> None:
+        if self._answer_headers:
+            self._api.absorb_headers(self._report, self._answer_headers)
 
     def _read_whole(self, body: bytes) -> Report:
         if self._decoder is None:
@@ -319,5 +334,6 @@ class MeteredRequest:
             self._report = self._reader.report
         elif self._buffer:
             self._report = self._read_whole(bytes(self._buffer))
+        self._read_headers()
         ending = Ending(status=self._status, complete=complete, client_left=self._client_left, called=self._called)
         return self._tracker.concluder.conclude(self.call, self._report, ending)

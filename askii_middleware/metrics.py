@@ -101,6 +101,9 @@ class Metrics:
         self._sink_events = self._counter("askii_sink_events", "Records by sink and result", "sink", "result")
         self._store_errors = self._counter("askii_store_errors", "Operations the store failed", "operation")
         self._unmetered = self._counter("askii_unmetered", "Requests that passed unmetered", "path_class")
+        self._bypasses = self._counter(
+            "askii_bypasses", "Unmetered requests whose answers report token usage", "path_class"
+        )
         self._flags = self._counter(
             "askii_flagged_calls", "Calls that are estimated, anomalous, late, unpriced or mismatched", "flag"
         )
@@ -193,6 +196,9 @@ class Metrics:
 
     def unmetered(self, path_class: str) -> None:
         self._unmetered(path_class).inc()
+
+    def bypassed(self, path_class: str) -> None:
+        self._bypasses(path_class).inc()
 
     def late_identity(self) -> None:
         self._late_identity.inc()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, overload
 
 import msgspec
 
 from .body import BodyTooLargeError, ClientLeftError, UnreadableBodyError
+from .bypass import Bypasses
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
 from .errors import BudgetExceededError, ConfigurationError, StoreError, UnknownModelError
 from .identify import Identifier, IdentityFailure, key_directory
@@ -22,8 +23,9 @@ from .intake import Intake, specify, take_in
 from .lifespan import run_lifespan
 from .metered import MeteredRequest
 from .metrics import metrics_app
-from .polling import Sight, polls
-from .providers.base import Api, CallRequest, InvalidRequestError, Rewrite
+from .polling import watched
+from .preparing import prepare
+from .providers.base import Api, CallRequest, InvalidRequestError
 from .refusals import (
     RefusedError,
     body_too_large,
@@ -38,6 +40,7 @@ from .refusals import (
     unreadable_body,
 )
 from .routes import Routes, route_path
+from .sockets import SocketDoor
 from .tracker import CostTracker, get_cost_tracker
 
 if TYPE_CHECKING:
@@ -49,10 +52,6 @@ logger = logging.getLogger(__name__)
 
 INSIDE = "askii.metered"
 """Set in the scope by the outermost middleware; a second one inside passes through."""
-_UNSEEN_BODIES = frozenset(("http.response.pathsend", "http.response.zerocopysend"))
-"""Extensions by which an application answers with a file: nobody here would see the bytes."""
-_REWRITE_REPLACES = frozenset((b"content-length", b"content-encoding", b"transfer-encoding"))
-_READABLE_REPLACES = _REWRITE_REPLACES | {b"accept-encoding"}
 
 
 class AskiiMiddleware:
@@ -118,6 +117,7 @@ class AskiiMiddleware:
         self._default_model = settings.default_model
         inject = settings.inject_usage
         self._inject = inject if isinstance(inject, bool) else {self._canonical(k): v for k, v in inject.items()}
+        self._bypasses = Bypasses(self.tracker.metrics)
         self._metrics_path = settings.metrics_path
         token = settings.metrics_token
         self._metrics = metrics_app(self.tracker, token=token.get_secret_value() if token else None)
@@ -127,14 +127,25 @@ class AskiiMiddleware:
         kind = scope["type"]
         if kind == "lifespan":
             await run_lifespan(self.app, self.tracker, scope, receive, send)
-        elif kind == "websocket" and INSIDE not in scope and self._routes.denies("POST", route_path(scope)):
-            # Frames are not metered yet, so where nothing may pass unmetered a socket may not either.
-            await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": "this route is not metered"})
+        elif kind == "websocket" and INSIDE not in scope:
+            await self._websocket(scope, receive, send)
         elif kind != "http" or INSIDE in scope:
             await self.app(scope, receive, send)
         else:
             await self._http({"headers": (), **scope, INSIDE: True}, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = route_path(scope)
+        api = self._routes.socket(path)
+        if api is not None:
+            door = SocketDoor(self.tracker, self._who, self._admit, self.settings)
+            await door.serve(self.app, api, {"headers": (), **scope, INSIDE: True}, receive, send)
+        elif self._routes.denies("POST", path):
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "this route is not metered"})
+        else:
+            self.tracker.metrics.unmetered(self._routes.path_class(path))
+            await self.app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope)
@@ -148,8 +159,7 @@ class AskiiMiddleware:
             if apis:
                 await self._metered(apis, context, scope, receive, send)
             else:
-                if self.tracker.awaits_operations and scope["method"] == "GET" and polls(path):
-                    send = Sight(self.tracker, path, send).send
+                send = watched(self.tracker, scope["method"], path, send)
                 await self._unmetered(context, scope, receive, send)
         finally:
             context.over = True
@@ -167,8 +177,10 @@ class AskiiMiddleware:
         if self._routes.denies(scope["method"], path):
             await self._refuse(None, unmetered_route(new_call_id(self.tracker.clock())), send)
             return
-        if scope["method"] == "POST":
-            self.tracker.metrics.unmetered(self._routes.path_class(path))
+        if self._routes.watches(scope["method"], path):
+            path_class = self._routes.path_class(path)
+            self.tracker.metrics.unmetered(path_class)
+            send = self._bypasses.watch(path_class, context, send)
         began, unanswered = False, None
 
         async def watch_send(message: Message) -> None:
@@ -217,7 +229,7 @@ class AskiiMiddleware:
         if intake.api is None:
             await self._unmetered(context, scope, _replay(intake.body, receive), send)
         else:
-            await self._run(api, request, call, context, scope, intake.body, receive, send)
+            await self._run(intake, request, call, context, scope, receive, send)
 
     async def _who(self, scope: Scope, call_id: str) -> Identity:
         try:
@@ -244,13 +256,14 @@ class AskiiMiddleware:
     def _specify(self, intake: Intake, call_id: str) -> tuple[CallRequest, CallSpec]:
         assert intake.api is not None
         try:
-            return specify(intake.api, intake, self._default_model)
+            return specify(intake.api, intake, self._default_model, self._is_priced)
         except InvalidRequestError as error:
             raise invalid_request(str(error), call_id) from error
 
     async def _admit(self, identity: Identity, spec: CallSpec, call_id: str) -> Call:
         if identity.models:
-            for model in (spec.model, *spec.other_models):
+            deployment = () if spec.deployment is None else (spec.deployment,)
+            for model in (spec.model, *deployment, *spec.other_models, *(items.model for items in spec.items)):
                 if not self._may_call(identity, model):
                     raise model_not_allowed(model, call_id)
         try:
@@ -269,15 +282,16 @@ class AskiiMiddleware:
 
     async def _run(
         self,
-        api: Api,
+        intake: Intake,
         request: CallRequest,
         call: Call,
         context: RequestContext,
         scope: Scope,
-        body: bytes,
         receive: Receive,
         send: Send,
     ) -> None:
+        api = intake.api
+        assert api is not None
         payer = None
         if self._late_identifier is not None and call.identity.source == "default":
             payer = self._late_identifier.identify
@@ -285,7 +299,12 @@ class AskiiMiddleware:
             self.tracker, api, call, context, receive, send, expose_amounts=self._expose, payer=payer
         )
         try:
-            metered.body = self._prepare(api, request, metered, scope, body)
+            metered.hide_usage = (
+                api.injects_usage(request, call.model)
+                and self._injects(call.model)
+                and api.query_takes_usage(scope.get("query_string", b""))
+            )
+            metered.body = prepare(intake, request, call, scope, inject_usage=metered.hide_usage)
             await self.app(scope, metered.receive, metered.send)
             await metered.ended()
         except asyncio.CancelledError:
@@ -307,27 +326,8 @@ class AskiiMiddleware:
         finally:
             await metered.close()
 
-    def _prepare(self, api: Api, request: CallRequest, metered: MeteredRequest, scope: Scope, body: bytes) -> bytes:
-        """Change the request as its admission demands, and nothing else of it. Returns the body."""
-        model = metered.call.model
-        inject = metered.hide_usage = api.injects_usage(request, model) and self._injects(model)
-        change = Rewrite(
-            model=model if model != request.model else None,
-            output_limit=metered.call.write_output_limit,
-            inject_usage=inject,
-        )
-        if change.model is not None or change.output_limit is not None or inject:
-            body = api.rewrite(request, change)
-            scope["headers"] = _headers_for(scope["headers"], len(body), readable=inject)
-        extensions = scope.get("extensions")
-        if extensions and not _UNSEEN_BODIES.isdisjoint(extensions):
-            scope["extensions"] = {name: value for name, value in extensions.items() if name not in _UNSEEN_BODIES}
-        state = scope.get("state")
-        if state is None:
-            state = scope["state"] = {}
-        if isinstance(state, MutableMapping):
-            state["askii_model"] = model
-        return body
+    def _is_priced(self, model: str) -> bool:
+        return self.tracker.prices.find(model) is not None
 
     def _injects(self, model: str) -> bool:
         if isinstance(self._inject, bool):
@@ -375,15 +375,3 @@ def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
         return await receive()
 
     return replay
-
-
-def _headers_for(headers: Iterable[tuple[bytes, bytes]], length: int, *, readable: bool) -> list[tuple[bytes, bytes]]:
-    """The headers of a rewritten body: its length, and no encoding or transfer coding. `readable`: the answer must be
-    read to take something out of it again, so it is asked for without encoding.
-    """
-    dropped = _READABLE_REPLACES if readable else _REWRITE_REPLACES
-    kept = [header for header in headers if header[0].lower() not in dropped]
-    kept.append((b"content-length", b"%d" % length))
-    if readable:
-        kept.append((b"accept-encoding", b"identity"))
-    return kept

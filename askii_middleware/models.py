@@ -63,6 +63,11 @@ _CATALOGUE_ID = {
 Organisations that publish weights (`meta-llama/`, `mistralai/`, `deepseek-ai/`) are parts of the name, not prefixes.
 """
 
+_ARN_MODELS = (":foundation-model/", ":inference-profile/")
+"""What Amazon's resource names are that end in a model's. Others (provisioned, custom and imported models, application
+profiles, prompts) end in an id of their owner's and stay whole: they have the price that is given for them.
+"""
+
 _DATE = r"20[0-9]{2}-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12][0-9]|3[01])"
 _DATED = re.compile(rf"[-@](?:{_DATE}|latest)(?:-v[0-9]+(?::[0-9]+)?)?$")
 """`-2024-11-20`, `-20241022`, `@20240620` (Vertex), `-20241022-v2:0` (Bedrock), `-latest`."""
@@ -104,6 +109,11 @@ def split_provider(name: str) -> tuple[str | None, str]:
         _, found, model = rest.partition("/models/")
         if found and model:
             return "google", model
+    if rest.startswith("arn:"):
+        # Bedrock: arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.anthropic.claude-…
+        kind = next((kind for kind in _ARN_MODELS if kind in rest), None)
+        model = rest.partition(kind)[2] if kind else ""
+        return ("aws", model) if model else (None, rest)
     if rest.startswith("models/") and len(rest) > 7:  # Gemini's resource name, which names no provider
         rest = rest[7:]
     prefix, found, model = rest.partition("/")

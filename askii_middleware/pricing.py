@@ -18,9 +18,10 @@ from typing import NamedTuple
 from . import catalogue
 from .currency import NANO, current_rate
 from .errors import ConfigurationError, UnknownModelError
+from .model_price import AMOUNTS, Amount, ModelPrice, usd_amount
 from .models import MAX_MODEL_CHARS, NO_ALIASES, canonical, catalogue_provider, family, split_provider, strip
 from .output_limits import max_output_tokens
-from .price import AMOUNTS, Amount, Bill, ModelPrice, Price, usd_amount
+from .price import Bill, Price
 from .pricing_config import PricingConfig
 from .usage import TokenUsage
 

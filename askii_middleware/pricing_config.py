@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from .errors import ConfigurationError
-from .price import Amount, ModelPrice, usd_amount
+from .model_price import Amount, ModelPrice, usd_amount
 
 PROVIDERS = (
     "openai",

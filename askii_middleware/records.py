@@ -68,6 +68,8 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageCounts
     charges: tuple[Charge, ...] = ()
     cost_nano_usd: int
+    provider_cost_nano_usd: int | None = None
+    """What the provider or a gateway behind us says the call cost; charged only where `trust_provider_cost` says so."""
     price_version: str
     exchange_rate: float
     late: bool = False

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from posixpath import normpath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import unquote
 
-from .providers import find_apis
+from .providers import APIS, find_apis
+from .providers.free import is_free
+from .providers.paths import PathTemplate
+from .providers.sockets import find_socket
 
 if TYPE_CHECKING:
     from .providers.base import Api
+    from .providers.socket_base import SocketApi
     from .settings import Settings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_CLASS_CHARS = 64
+MAX_CLASS_SEGMENTS = 3
+MAX_WORD_CHARS = 24
+MAX_CACHED_CHARS = 256
+_MAX_UNQUOTINGS = 3
+_ID = "{id}"
+_LOWERED = tuple(
+    (PathTemplate(suffix.lower()), api) for api in APIS for suffix in api.suffixes if suffix != suffix.lower()
+)
+"""Path endings with capitals in them, for paths that are all in small letters."""
+_NO_CONTROLS = dict.fromkeys((*range(0x21), 0x7F))
 
 
 def route_path(scope: Mapping[str, Any]) -> str:
@@ -23,13 +39,47 @@ def route_path(scope: Mapping[str, Any]) -> str:
     Servers and frameworks differ in whether `path` begins with `root_path`, and those further on in whether `//` is
     `/` and what `/../` leads to. Here it is decided as they would, so that nobody passes under another path's rules.
     """
-    path: str = scope["path"]
-    if "//" in path or "/." in path:
-        path = "/" + normpath(path).lstrip("/")
+    path = _resolved(scope["path"])
     root: str = scope.get("root_path") or ""
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
     return path
+
+
+def _resolved(path: str) -> str:
+    return "/" + normpath(path).lstrip("/") if "//" in path or "/." in path else path
+
+
+class _Found(NamedTuple):
+    apis: tuple[Api, ...]
+    plain: str
+    """The path as the most lenient of those further on may read it."""
+
+
+def _find(path: str) -> _Found:
+    plain = _undisguised(path)
+    lower = plain.casefold()
+    ending = lower.rstrip("/")
+    capitals = [api for template, api in _LOWERED if template.matches(ending)]
+    return _Found(tuple(dict.fromkeys((*find_apis(path), *find_apis(plain), *find_apis(lower), *capitals))), plain)
+
+
+_find_cached = lru_cache(maxsize=1024)(_find)
+
+
+def _undisguised(path: str) -> str:
+    """What may become of a path on its way. An application that hands on the decoded path has it decoded once more at
+    the other end, and has its `?` and `#` end it there; URL parsers drop line ends and blanks, or take a backslash for
+    a slash; some servers drop what stands behind a semicolon.
+    """
+    for _ in range(_MAX_UNQUOTINGS):
+        if "%" not in path:
+            break
+        path = unquote(path)
+    path = path.partition("?")[0].partition("#")[0].translate(_NO_CONTROLS).replace("\\", "/")
+    if ";" in path:
+        path = "/".join([segment.partition(";")[0] for segment in path.split("/")])
+    return _resolved(path)
 
 
 class Routes:
@@ -61,30 +111,71 @@ class Routes:
         return cls(include=routes.include, exclude=routes.exclude, exempt=routes.exempt, unmetered=settings.unmetered)
 
     def apis(self, method: str, path: str) -> tuple[Api, ...]:
-        """The APIs a request may belong to; empty if it is not metered. Some servers further on ignore the case of
-        paths or drop what stands behind a semicolon, and some clients write methods in capitals or not: what may
-        become a call there is one here.
+        """The APIs a request may belong to; empty if it is not metered. What may become a call further on is one here:
+        paths in other cases, escaped twice, with parameters (see `_undisguised`), and methods in small letters.
+
+        The APIs that the path belongs to as it stands come first. One that it belongs to in disguise only, and whose
+        paths hold the model's name, cannot say what is called: such a request is to be refused.
         """
         if method != "POST" and method.upper() != "POST":
             return ()
-        plain = "/".join([segment.partition(";")[0] for segment in path.split("/")]) if ";" in path else path
-        found = find_apis(plain)
-        if not plain.islower():
-            found += find_apis(plain.lower())
-        return found if found and self._chosen(path) else ()
+        found = _find_cached(path) if len(path) <= MAX_CACHED_CHARS else _find(path)
+        return found.apis if found.apis and self._chosen(path, found.plain) else ()
 
-    def _chosen(self, path: str) -> bool:
-        if self._exclude and any(fnmatchcase(path, pattern) for pattern in self._exclude):
+    def socket(self, path: str) -> SocketApi | None:
+        """The API a WebSocket belongs to; None if it is not metered. Disguised paths count as those of requests do."""
+        plain = _undisguised(path)
+        found = find_socket(path) or find_socket(plain)
+        return found if found is not None and self._chosen(path, plain) else None
+
+    def _chosen(self, path: str, plain: str) -> bool:
+        """A path in disguise is excluded only where it is so in every form, and included where it is so in any."""
+        if self._exclude and _fits(path, self._exclude) and (plain == path or _fits(plain, self._exclude)):
             return False
-        return not self._include or any(fnmatchcase(path, pattern) for pattern in self._include)
+        forms = (path, plain, plain.casefold())
+        return not self._include or any(_fits(form, self._include) for form in forms)
 
     def denies(self, method: str, path: str) -> bool:
         """Whether an unmetered request is refused."""
         if not self._deny or method in SAFE_METHODS:
             return False
-        return not any(fnmatchcase(path, pattern) for pattern in self._exempt)
+        return not _fits(path, self._exempt) and not is_free(path)
+
+    def watches(self, method: str, path: str) -> bool:
+        """Whether an unmetered request counts as one, and its answer is looked at: a POST that nobody has said may
+        pass, and that is not known to be free.
+        """
+        if method.upper() != "POST" or is_free(path):
+            return False
+        return not _fits(path, self._exclude) and not _fits(path, self._exempt)
 
     @staticmethod
     def path_class(path: str) -> str:
-        """A short label for a path: its first segment. The metric bounds how many there are."""
-        return "/" + path.lstrip("/").partition("/")[0][:MAX_CLASS_CHARS]
+        """A short label for a path: its first three segments in small letters, with what looks like a name or number
+        of something as `{id}`, of both sides of a colon. The metric bounds how many there are.
+        """
+        segments = [segment for segment in path.split("/", MAX_CLASS_SEGMENTS + 8) if segment][:MAX_CLASS_SEGMENTS]
+        words = [":".join([_word(part) for part in segment.split(":", 2)[:2]]) for segment in segments]
+        return ("/" + "/".join(words))[:MAX_CLASS_CHARS]
+
+
+def _fits(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _word(text: str) -> str:
+    """The text itself where it may stand in a documented route, such as `v1beta1` or `count_tokens`; else `{id}`. Words
+    have at most two digits and 24 characters; what is generated mostly has more.
+    """
+    if len(text) > MAX_WORD_CHARS or not text.isascii():
+        return _ID
+    letters = text.translate(_NO_JOINTS)
+    if not letters.isalnum():
+        return _ID
+    digits = sum(map(str.isdigit, letters))
+    if digits == len(letters) or digits > 2 or (digits and not letters[0].isalpha()):
+        return _ID
+    return text.lower()
+
+
+_NO_JOINTS = dict.fromkeys(map(ord, "-_."))

@@ -13,6 +13,7 @@ from .identify import Identifier, IdentityFailure, key_directory
 from .middleware import AskiiMiddleware
 from .refusals import RefusedError, ledger_unavailable, send_refusal, unauthorized
 from .settings import Settings, describe, limits_nothing, load_settings
+from .sockets import deny
 from .tracker import get_cost_tracker
 
 if TYPE_CHECKING:
@@ -92,11 +93,14 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
         return unauthorized(found, new_call_id()) if isinstance(found, IdentityFailure) else None
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and "askii_model" not in scope.get("state", ()):
+        if scope["type"] in ("http", "websocket") and "askii_model" not in scope.get("state", ()):
             refusal = await refused(scope)
             if refusal is not None:
                 tracker.metrics.refused(refusal.scope_kind, refusal.reason)
-                await send_refusal(None, refusal.refusal, send)
+                if scope["type"] == "http":
+                    await send_refusal(None, refusal.refusal, send)
+                else:
+                    await deny(None, refusal, scope, send)
                 return
         await proxy(scope, receive, send)
 

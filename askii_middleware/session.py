@@ -44,6 +44,7 @@ class Session:
     Args:
         new_delivery: makes a delivery loop for the given owner; asked at each start, because an owner is one process
             and a loop's tasks belong to one event loop.
+        upkeep: what else every heartbeat does. Raises StoreError and TimeoutError.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Session:
         new_delivery: Callable[[str], DeliveryLoop],
         hold_ttl_s: float,
         outbox_max_pending: int,
+        upkeep: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._store = store
         self._index = index
@@ -67,6 +69,7 @@ class Session:
         self._delivery: DeliveryLoop | None = None
         self._hold_ttl_s = hold_ttl_s
         self._outbox_max_pending = outbox_max_pending
+        self._upkeep = upkeep
         self._outbox_full = False
         self._users = 0
         self._alive_until_s = 0.0
@@ -260,7 +263,7 @@ class Session:
             self._background = asyncio.get_running_loop().create_task(self._tend(), name="askii-heartbeat")
 
     async def _tend(self) -> None:
-        """Heartbeats, journals and the outbox bound, for as long as the session lives."""
+        """Heartbeats, journals, the outbox bound and operations, for as long as the session lives."""
         calm_s = min(self._hold_ttl_s / 4, MAX_BEAT_S)
         while True:
             try:
@@ -271,6 +274,7 @@ class Session:
                 await self._writer.adopt_orphans()
                 waiting = await self._store.pending()
                 self._outbox_full = any(count >= self._outbox_max_pending for count in waiting.values())
+                await self._upkeep()
             except (StoreError, TimeoutError) as error:
                 self._metrics.store_error("heartbeat")
                 logger.warning("heartbeat: %s", error)

@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     model_aliases: dict[Text, Text] = {}
     unknown_price: Literal["reject", "default", "allow"] = "reject"
     default_price: dict[str, Any] | None = None
+    trust_provider_cost: bool | tuple[Text, ...] = False
+    """Charge what a provider says a call cost: of all providers, or of those named."""
     default_max_output_tokens: Count = 16_384
     remote_input_tokens: Count | None = None
     """Held for input that is not in the request; None: the model's context window."""

@@ -59,7 +59,8 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
     Reported usage is always charged, raised to what visibly passed where the answer broke off after it. Without any:
     a complete answer costs what passed, else the hold; one whose client left, the prompt as estimated and what
     passed; one that broke off, the prompt's bound and what passed; an error or a redirect (which brings the client
-    back with a call of its own), or no answer at all, costs nothing.
+    back with a call of its own), or no answer at all, costs nothing. Where the provider counts the output only, the
+    prompt is estimated; where the request alone says what a call is billed, every answer costs that.
     """
     refused = ending.status is not None and ending.status >= 300
     whole = report.finished or (ending.complete and not report.failed)
@@ -68,6 +69,8 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
         outcome = "client_disconnected" if ending.client_left else "upstream_error"
     elif refused or report.failed:
         outcome = "upstream_error"
+    if report.deferred and not refused:
+        return DEFERRED
     if report.usage is not None:
         if report.finished or refused:
             return Verdict(usage=report.usage, outcome=outcome)
@@ -75,8 +78,14 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
         return Verdict(usage=usage, outcome=outcome, estimated=raised or not whole)
     if refused or (ending.status is None and not (ending.client_left and ending.called)):
         return RELEASE
-    if report.deferred:
-        return DEFERRED
+    if report.generated_tokens is not None:
+        made = max(report.generated_tokens, report.visible_tokens if not report.finished else 0)
+        counted = TokenUsage(input=call.spec.input_estimate, output=made)
+        return Verdict(usage=counted, outcome=outcome, estimated=True)
+    asked = call.spec.billed_by_request
+    if asked is not None and (call.price is None or call.price.covers(asked)):
+        # Only a bound is known of the seconds in a file.
+        return Verdict(usage=asked, outcome=outcome, estimated=asked.second > 0)
     passed = report.visible_tokens
     if ending.client_left and not whole:
         return Verdict(usage=TokenUsage(input=call.spec.input_estimate, output=passed), outcome=outcome, estimated=True)
@@ -126,6 +135,8 @@ class Conclusion:
     """The served model has no price; the requested one's was used."""
     service_tier: str | None = None
     provider_request_id: str | None = None
+    provider_cost_nano_usd: int | None = None
+    """What the provider itself says the call cost."""
 
 
 def bill(parts: Sequence[Part]) -> Billed:
@@ -174,6 +185,7 @@ def build(
     flagged: bool = False,
     service_tier: str | None = None,
     provider_request_id: str | None = None,
+    provider_cost_nano_usd: int | None = None,
     duration_ms: float = 0.0,
     provider: str = "",
 ) -> tuple[UsageRecord, Settlement]:
@@ -211,6 +223,7 @@ def build(
         usage=total,
         charges=billed.charges,
         cost_nano_usd=billed.nano_usd,
+        provider_cost_nano_usd=provider_cost_nano_usd,
         price_version=price_version,
         exchange_rate=call.rate.value,
     )

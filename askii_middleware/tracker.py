@@ -89,6 +89,7 @@ class CostTracker(Charging, Reports):
         aliases: Mapping[str, str] | None = None,
         unknown_price: Literal["reject", "default", "allow"] = "reject",
         default_price: ModelPrice | None = None,
+        trust_provider_cost: bool | Iterable[str] = False,
         enforcement: Literal["enforce", "off"] = "enforce",
         default_max_output_tokens: int = 16_384,
         remote_input_tokens: int | None = None,
@@ -155,12 +156,12 @@ class CostTracker(Charging, Reports):
             answer_timeout_s=settle_timeout_s,
             clock=clock,
         )
-        self.concluder = Concluder(self.prices, self.price_of)
+        self.concluder = Concluder(self.prices, self.price_of, trust_provider_cost=trust_provider_cost)
         self._writer = LedgerWriter(
             self.store, journal, settle_timeout_s=settle_timeout_s, on_store_error=self.metrics.store_error
         )
         self.deferrals = Deferrals()
-        self._operations = {}
+        self.operations = self._new_operations(settle_timeout_s)
         for sink in self.sinks:
             bind = getattr(sink, "bind", None)
             if bind is not None:
@@ -176,6 +177,7 @@ class CostTracker(Charging, Reports):
             ),
             hold_ttl_s=hold_ttl_s,
             outbox_max_pending=outbox_max_pending,
+            upkeep=self.operations.tend,
         )
 
     @classmethod

@@ -141,6 +141,9 @@ class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
+NOTHING_USED = TokenUsage()
+
+
 class Report(msgspec.Struct, kw_only=True):
     """What a reader has learnt from an answer so far. Readers fill it in as bytes pass."""
 
@@ -153,6 +156,10 @@ class Report(msgspec.Struct, kw_only=True):
     provider_request_id: str | None = None
     other_usage: tuple[tuple[str, TokenUsage], ...] = ()
     """Tokens of further models that are billed outside the top level, such as an adviser's."""
+    generated_tokens: int | None = None
+    """Output tokens, all of them, where the provider counts these but leaves the prompt's open."""
+    cost_nano_usd: int | None = None
+    """What the provider or a gateway says the call cost, rounded half-even; None where it says nothing."""
     finished: bool = False
     """The answer came to its own end (a last chunk, a stop event, a whole body)."""
     failed: bool = False

@@ -1,5 +1,6 @@
-"""How settlements and releases reach the ledger: shielded from cancellation, bounded in time, and through the journal
-while the store cannot be reached. Repeating any of them is harmless, because the store knows them by call id.
+"""How settlements, releases and operations reach the ledger: shielded from cancellation, bounded in time, and through
+the journal while the store cannot be reached. Repeating any of them is harmless, because the store knows them by call
+id.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from .errors import StoreError
 from .journal import Entry, Journal, Orphan
-from .stores.base import Settled, Settlement, Store, UnwritableError
+from .stores.base import Operation, Settled, Settlement, Store, UnwritableError
 from .waiting import bounded
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,10 @@ class LedgerWriter:
         """Drop a hold, now or when the store is back."""
         await self.shielded(self._release(call_id))
 
+    async def defer(self, operation: Operation) -> None:
+        """Keep an operation, now or when the store is back."""
+        await self.shielded(self._defer(operation))
+
     def release_soon(self, call_id: str) -> None:
         """Like `release`, for those who cannot wait."""
         self._begin(self._release(call_id))
@@ -136,6 +143,35 @@ class LedgerWriter:
         except BaseException:
             self._keep_now(entry)
             raise
+
+    async def _defer(self, operation: Operation) -> None:
+        entry = Entry(operation=operation)
+        try:
+            await bounded(self._keep_operation(operation), self._timeout_s)
+        except Exception as error:  # noqa: BLE001 - as above
+            await self._not_taken("defer", entry, error)
+        except BaseException:
+            self._keep_now(entry)
+            raise
+
+    async def _keep_operation(self, operation: Operation) -> None:
+        """Where another call has the key: a payer's two calls that began one operation are charged as one. Ids that
+        two payers share are not one operation: the second call keeps a key of its own, and is charged what it holds.
+        """
+        if await self._store.defer(operation):
+            return
+        first = await self._store.operation(operation.key)
+        same = first is not None and first.tenant == operation.tenant
+        logger.warning(
+            "call %s: another call has begun the operation %s; this one is %s",
+            operation.call_id,
+            operation.key,
+            "released" if same else "charged what it holds, when its time is up",
+        )
+        if same:
+            await self._store.release(operation.call_id)
+        else:
+            await self._store.defer(msgspec.structs.replace(operation, key=f"call:{operation.call_id}"))
 
     async def _not_taken(self, operation: str, entry: Entry, error: Exception) -> None:
         self._on_store_error(operation)
@@ -266,6 +302,8 @@ class LedgerWriter:
                 await bounded(self._store.settle(entry.settlement), self._timeout_s)
             if entry.release is not None:
                 await bounded(self._store.release(entry.release), self._timeout_s)
+            if entry.operation is not None:
+                await bounded(self._keep_operation(entry.operation), self._timeout_s)
         except UnwritableError as error:
             await self._park(entry, error)
         except (StoreError, TimeoutError):
@@ -289,7 +327,9 @@ class LedgerWriter:
 
 
 def _id(entry: Entry) -> str:
-    return entry.settlement.call_id if entry.settlement is not None else str(entry.release)
+    if entry.settlement is not None:
+        return entry.settlement.call_id
+    return entry.operation.call_id if entry.operation is not None else str(entry.release)
 
 
 def _text(error: Exception) -> str:

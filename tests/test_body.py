@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
+import brotli
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from askii_middleware import encodings
 from askii_middleware.body import (
     BodyTooLargeError,
     ClientLeftError,
@@ -21,6 +24,8 @@ from askii_middleware.body import (
     parse_body,
     read_body,
 )
+
+from .support.codings import br_bomb, zstd, zstd_bomb, zstd_wide
 
 LIMIT = 1000
 
@@ -94,6 +99,8 @@ def test_a_client_that_leaves_is_told_from_an_empty_body() -> None:
         (b"GZIP ", gzip.compress),
         (b"x-gzip", gzip.compress),
         (b"deflate", zlib.compress),
+        (b"br", brotli.compress),
+        (b"zstd", zstd.compress),
         (b"identity", bytes),
         (b" , Identity,", bytes),
         (b"identity, gzip", gzip.compress),
@@ -104,10 +111,25 @@ def test_a_known_encoding_is_undone(encoding: bytes, encode: Any) -> None:
     assert decoded(encode(b"hello"), encoding, LIMIT) == b"hello"
 
 
-@pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip", b"nonsense", b"\xff\xfe", b"gzip;q=1"])
+@pytest.mark.parametrize("encoding", [b"compress", b"nonsense", b"\xff\xfe", b"gzip;q=1"])
 def test_another_encoding_is_named_in_the_error(encoding: bytes) -> None:
-    with pytest.raises(UnreadableBodyError, match="not supported; send gzip, deflate or none"):
+    with pytest.raises(UnreadableBodyError, match="not supported; send gzip, deflate, br, zstd or none"):
         decoded(b"x", encoding, LIMIT)
+
+
+@pytest.mark.parametrize("encoding", [b"gzip, gzip", b"gzip, br", b"nonsense,identity,gzip", b"gzip,gzip,gzip"])
+def test_encodings_over_each_other_are_refused(encoding: bytes) -> None:
+    with pytest.raises(UnreadableBodyError, match="not supported: send one encoding, or none"):
+        decoded(gzip.compress(gzip.compress(b"{}")), encoding, LIMIT)
+
+
+@pytest.mark.parametrize("encoding", [b"br", b"zstd"])
+def test_an_encoding_that_needs_the_extra_names_it(encoding: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "_brotli", lambda: None)
+    monkeypatch.setattr(encodings, "_zstd", lambda: None)
+    with pytest.raises(UnreadableBodyError, match=r"pip install 'askii-middleware\[compression\]'"):
+        decoded(b"x", encoding, LIMIT)
+    assert decoded(gzip.compress(b"x"), b"gzip", LIMIT) == b"x"
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -127,6 +149,18 @@ def raw_deflate(data: bytes) -> bytes:
         (gzip.compress(b"hello")[:-8] + b"\0" * 8, b"gzip", "not valid gzip"),
         (raw_deflate(b"hello"), b"deflate", "not valid deflate"),
         (zlib.compress(b"hello")[:-1], b"deflate", "cut off"),
+        (b"{}", b"zstd", "not valid zstd"),
+        (b"", b"zstd", "cut off"),
+        (zstd.compress(b"hello")[:-1], b"zstd", "cut off"),
+        (zstd.compress(b"1") + zstd.compress(b"2"), b"zstd", "goes on behind its end"),
+        (zstd.compress(b"1") + b"x", b"zstd", "goes on behind its end"),
+        (b"\x50\x2a\x4d\x18\x01\0\0\0x" + zstd.compress(b"2"), b"zstd", "goes on behind its end"),
+        (zstd_wide(), b"zstd", "not valid zstd"),
+        (b"\xff" * 9, b"br", "not valid br"),
+        (b"", b"br", "cut off"),
+        (brotli.compress(b"hello")[:-1], b"br", "cut off"),
+        (brotli.compress(b"1") + b"x", b"br", "not valid br"),
+        (brotli.compress(b"1") + brotli.compress(b"2"), b"br", "not valid br"),
     ],
 )
 def test_a_broken_encoding_says_what_is_wrong(body: bytes, encoding: bytes, said: str) -> None:
@@ -134,15 +168,55 @@ def test_a_broken_encoding_says_what_is_wrong(body: bytes, encoding: bytes, said
         decoded(body, encoding, LIMIT)
 
 
-def test_a_bomb_is_too_large_and_takes_no_memory() -> None:
-    bomb = gzip.compress(b"\0" * (64 << 20))
-    assert len(bomb) < 100_000
+@pytest.mark.parametrize(("kind", "pack"), [("gzip", gzip.compress), ("zstd", zstd.compress)])
+def test_a_second_member_is_found_wherever_a_piece_ends(kind: str, pack: Any) -> None:
+    first = pack(bytes(range(256)) * 1000)
+    for size in (encodings.PIECE_BYTES - len(first) % encodings.PIECE_BYTES, 10):
+        with pytest.raises(UnreadableBodyError, match="goes on behind its end"):
+            decoded(first + b"\0" * size, kind.encode(), 1 << 20)
+
+
+@pytest.mark.parametrize("both", [b"3", b"5", b"7", b"9"])
+def test_br_that_is_json_as_well_is_refused_because_an_application_may_not_decode_it(both: bytes) -> None:
+    assert brotli.decompress(both) == b""
+    json.loads(both)
+    with pytest.raises(UnreadableBodyError, match="JSON as it stands: send it without content-encoding"):
+        decoded(both, b"br", LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        (b"gzip", lambda: gzip.compress(b"\0" * (16 << 20))),
+        (b"deflate", lambda: zlib.compress(b"\0" * (16 << 20))),
+        (b"br", br_bomb),
+        (b"zstd", zstd_bomb),
+    ],
+)
+@pytest.mark.parametrize("limit", [LIMIT, 1 << 20])
+def test_a_bomb_is_too_large_and_takes_no_more_memory_than_the_limit(encoding: bytes, pack: Any, limit: int) -> None:
+    bomb = pack()
+    assert len(bomb) < 20_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLargeError):
+            decoded(bomb, encoding, limit)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The bound, the piece that passes it, and the library's own blocks.
+    assert peak < limit + 4 * encodings.PIECE_BYTES
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, brotli.compress, zstd.compress])
+def test_a_body_of_exactly_the_limit_is_unpacked(pack: Any) -> None:
+    encoding = {gzip.compress: b"gzip", zlib.compress: b"deflate", brotli.compress: b"br"}.get(pack, b"zstd")
+    assert decoded(pack(b"\0" * LIMIT), encoding, LIMIT) == b"\0" * LIMIT
     with pytest.raises(BodyTooLargeError):
-        decoded(bomb, b"gzip", 1 << 20)
-    assert decoded(gzip.compress(b"\0" * LIMIT), b"gzip", LIMIT) == b"\0" * LIMIT
+        decoded(pack(b"\0" * (LIMIT + 1)), encoding, LIMIT)
 
 
-@given(st.binary(max_size=200), st.sampled_from([b"gzip", b"deflate", b"br", b""]))
+@given(st.binary(max_size=200), st.sampled_from([b"gzip", b"deflate", b"br", b"zstd", b""]))
 def test_no_bytes_raise_anything_but_what_is_announced(body: bytes, encoding: bytes) -> None:
     try:
         plain = decoded(body, encoding, LIMIT)

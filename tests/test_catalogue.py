@@ -17,6 +17,7 @@ from askii_middleware import catalogue
 from askii_middleware.catalogue import Entry, locate, price_of
 from askii_middleware.price import Price
 from askii_middleware.pricing import PriceBook
+from askii_middleware.records import Charge
 from askii_middleware.usage import TokenUsage
 
 AT = 1_795_305_600.0
@@ -200,7 +201,7 @@ def test_what_nobody_lists_for_this_call_is_not_found(name: str, hint: str | Non
 
 
 def test_a_model_listed_without_prices_is_not_free() -> None:
-    for name in ("github_copilot/gpt-4o", "omni-moderation-latest"):
+    for name in ("github_copilot/gpt-4o", "github_copilot/gpt-4.1"):
         entry = locate(name)
         assert entry is not None
         assert price_of(entry, None, AT)[0] is None
@@ -230,3 +231,12 @@ def test_the_shortest_billed_transcription_is_the_hosts() -> None:
 
 def test_the_version_is_the_installed_ones() -> None:
     assert catalogue.version().split()[0] == "genai-prices"
+
+
+@pytest.mark.parametrize("model", ["omni-moderation-latest", "text-moderation-stable"])
+def test_moderation_at_openai_is_free_and_not_unpriced(model: str) -> None:
+    price = PriceBook().find(model, provider="openai")
+    assert price is not None
+    assert price.free
+    assert price.serves("moderation")
+    assert price.charge(TokenUsage(request=1)) == (0, (Charge(bucket="request", quantity=1, nano_usd=0),), False)

@@ -20,17 +20,32 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "core": {
         *("_version", "admission", "budgets", "catalogue", "currency", "errors", "fallbacks", "identity", "models"),
+        *("model_price",),
         *("output_limits", "price", "pricing", "pricing_config", "records", "tokens", "usage"),
     },
     "families": {"providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
     "service": {
         *("admitting", "block", "calls", "charging", "checks", "concluding", "counting", "decorator", "deferrals"),
-        *("delivery", "delivery_worker", "enforcer", "gauges", "journal", "keys", "metrics", "portal", "reports"),
+        *("delivery", "delivery_worker", "enforcer", "gauges", "journal", "keys", "metrics", "operations", "portal"),
+        *("kept_calls", "reports"),
         *("session", "settling", "tracker", "waiting", "writer"),
     },
     "edges": {
-        *("__main__", "assembly", "body", "cli", "cli_*", "demo", "demo.*", "encodings", "gateway", "gateway_*"),
-        *("headers", "identify", "intake", "jwt_tokens", "lifespan", "metered", "middleware", "polling", "refusals"),
+        *(
+            "__main__",
+            "assembly",
+            "body",
+            "bypass",
+            "cli",
+            "cli_*",
+            "demo",
+            "demo.*",
+            "encodings",
+            "gateway",
+            "gateway_*",
+        ),
+        *("forms", "headers", "identify", "intake", "jwt_tokens", "lifespan", "metered", "metered_socket"),
+        *("middleware", "polling", "preparing", "refusals", "sockets"),
         *("routes", "serving", "settings", "settings_tables"),
     },
     "package": {""},
@@ -44,15 +59,27 @@ BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("tracker", "settings")}
 MEMBERS = {
     "stores": ["memory*", "sqlite*"],
     "sinks": ["lago*", "log", "memory"],
-    "providers": ["anthropic", "openai_*"],
+    "providers": [
+        *("anthropic*", "bedrock*", "cohere*", "gemini", "gemini_*", "mistral", "ollama", "openai_*", "dialects.*"),
+    ],
 }
 """What a family consists of; everything else in its folder is shared by its members."""
-SHARED = {"providers.openai_common", "providers.openai_stream"}
+SHARED = {
+    *("providers.openai_common", "providers.openai_stream", "providers.openai_choices"),
+    *("providers.anthropic_common", "providers.bedrock_common", "providers.cohere_common"),
+    *("providers.dialects.base", "providers.gemini_common", "providers.gemini_bounds", "providers.gemini_stream"),
+}
 """Not members in spite of their names."""
-KNOWS_MEMBERS = {"", "assembly", "demo.*", "providers", "providers.response", "sinks", "stores"}
+KNOWS_MEMBERS = {
+    *("", "assembly", "demo.*", "providers", "providers.dialects", "providers.response", "providers.sockets"),
+    *("sinks", "stores"),
+}
 """Who may name a member: those that build one from a name, the demo, and the reader of any provider's answer."""
 
-EXTRAS = {"aiohttp", "httptools", "jwt", "psycopg", "redis", "rich", "toktok", "toktok_rs", "uvicorn", "uvloop"}
+EXTRAS = {
+    *("backports", "botocore", "brotli", "compression", "python_multipart"),
+    *("aiohttp", "httptools", "jwt", "psycopg", "redis", "rich", "toktok", "toktok_rs", "uvicorn", "uvloop"),
+}
 
 
 class Import(NamedTuple):
@@ -72,7 +99,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 TREES = modules()
-PACKAGES = {"", "demo", "providers", "sinks", "stores"}
+PACKAGES = {"", "demo", "providers", "providers.dialects", "sinks", "stores"}
 
 
 def imports() -> Iterator[tuple[Import, bool]]:

@@ -346,7 +346,7 @@ async def test_websockets_pass_untouched(book: Ledger) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.extend((scope, receive, send))
 
-    scope = {"type": "websocket", "path": "/v1/responses", "headers": []}
+    scope = {"type": "websocket", "path": "/v1/events", "headers": []}
 
     async def receive() -> Any: ...
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .support.asgi import CHAT, DONE, Client, Scripted, ask, chat_answer, chat_usage, plain, stream
+from .support.asgi import CHAT, DONE, JSON, Client, Scripted, ask, chat_answer, chat_usage, plain, stream
 from .support.ledgers import Ledger, ledger
 
 GZIP = (b"content-encoding", b"gzip")
@@ -164,3 +164,8 @@ async def test_a_form_that_some_application_takes_for_a_call_is_400(
 async def test_json_that_claims_to_be_a_form_is_metered(book: Ledger) -> None:
     await ask(book.around(answers()), CHAT, headers=[MULTIPART])
     assert (await book.record()).cost_nano_usd == 60_000
+
+
+async def test_two_content_types_that_differ_are_400(book: Ledger) -> None:
+    message = await refused(book, FIELD % b"messages", 400, headers=[JSON, MULTIPART])
+    assert "one content-type" in message

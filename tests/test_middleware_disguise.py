@@ -61,6 +61,6 @@ async def test_a_socket_passes_only_where_the_unmetered_may(unmetered: str, reac
 
     async with CostTracker(store="memory://") as tracker:
         app = AskiiMiddleware(inner, tracker=tracker, unmetered=unmetered, default_tenant="acme")
-        await app({"type": "websocket", "path": "/v1/responses", "headers": []}, receive, send)
+        await app({"type": "websocket", "path": "/v1/events", "headers": []}, receive, send)
     assert bool(calls) is reached
     assert [message["type"] for message in sent] == ([] if reached else ["websocket.close"])

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from askii_middleware.operations import DEFERRED_S
 from askii_middleware.providers import find_apis
 
 from .support.asgi import (
@@ -301,7 +302,8 @@ async def test_a_background_response_keeps_its_hold_and_is_charged_as_an_estimat
     assert await book.records() == []
     held = bound(body) * 1000 + 20 * 10_000
     assert (await book.totals()).held_nano_usd == held
-    await book.tracker.deferrals.finish_all(1)
+    book.clock.now_s += DEFERRED_S
+    await book.tracker.operations.tend()
     record = await book.record()
     assert (record.outcome, record.estimated, record.cost_nano_usd) == ("deferred_estimate", True, held)
 

@@ -83,7 +83,7 @@ async def test_json_of_another_shape_passes_untouched(book: Ledger, body: bytes)
     assert (app.bodies, got.body) == ([body], json.dumps(chat_answer()).encode())
     assert got.own_headers == {}
     assert book.held == []
-    assert book.metric("askii_unmetered_total", path_class="/v1") == 1
+    assert book.metric("askii_unmetered_total", path_class="/v1/chat/completions") == 1
 
 
 @pytest.mark.parametrize(

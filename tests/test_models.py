@@ -113,3 +113,37 @@ def test_caches_of_names_are_bounded() -> None:
         info = cached.cache_info()
         assert info.maxsize is not None
         assert info.currsize <= info.maxsize
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.anthropic.claude-haiku-4-5-20251001-v1:0",
+            "us.anthropic.claude-haiku-4-5-20251001-v1:0",
+        ),
+        ("arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-lite-v1:0", "amazon.nova-lite-v1:0"),
+        (
+            "ARN:aws-us-gov:bedrock:us-gov-west-1::foundation-model/anthropic.claude-3-haiku-20240307-v1:0",
+            "anthropic.claude-3-haiku-20240307-v1:0",
+        ),
+    ],
+)
+def test_a_resource_name_of_amazon_s_own_models_is_the_model_s(name: str, expected: str) -> None:
+    assert canonical(name) == expected
+    assert split_provider(name) == ("aws", expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abcdefghijkl",
+        "arn:aws:bedrock:us-east-1:123456789012:provisioned-model/abcdefghijkl",
+        "arn:aws:bedrock:us-east-1:123456789012:custom-model/anthropic.claude-3-haiku-20240307-v1:0:200k/abcdefghijkl",
+        "arn:aws:bedrock:us-east-1::foundation-model/",
+        "arn:",
+    ],
+)
+def test_a_resource_name_that_its_owner_chose_stays_whole(name: str) -> None:
+    assert canonical(name) == name
+    assert split_provider(name) == (None, name)

@@ -1,133 +1,353 @@
-"""A background response is charged once: by the first answer that tells its usage, else as an estimate."""
+"""Answers that tell an operation's state are read as they pass, and change nothing of what the client gets."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from typing import Any
+import zlib
+from collections.abc import Iterable
+from typing import Any, Self
 
 import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from askii_middleware import AskiiMiddleware, Budget, CostTracker
-from askii_middleware.polling import polls
+from askii_middleware import AskiiMiddleware, Budget, CostTracker, Identity
+from askii_middleware.calls import CallSpec
+from askii_middleware.operations import DEFERRED_S
+from askii_middleware.polling import watched
 from askii_middleware.records import UsageRecord, decode_record
+from askii_middleware.settling import DEFERRED, Conclusion
+
+from .support.service import Clock
 
 USAGE = {"input_tokens": 40, "output_tokens": 10, "total_tokens": 50}
+COST_NANO_USD = 40 * 2500 + 10 * 10_000
+"""40 tokens at 2.50 USD and 10 at 10 USD per million."""
 
 
 def operation(status: str, **fields: Any) -> dict[str, Any]:
     return {"id": "resp_1", "object": "response", "model": "gpt-4o", "background": True, "status": status, **fields}
 
 
+def event(kind: str, **fields: Any) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), json.dumps({"type": kind, **fields}).encode())
+
+
+def streamed(*events: bytes, size: int = 50) -> list[bytes]:
+    data = b"".join(events)
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
 class Upstream:
-    """Answers a background response at once, and its state when asked."""
+    """Answers a background response at once, and its state when asked or told to cancel."""
 
     def __init__(self) -> None:
-        self.state = operation("in_progress", usage=None)
+        self.state: Any = operation("in_progress", usage=None)
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.body: Iterable[bytes] | None = None
+        """Sent in these pieces instead of the state."""
+        self.first: Iterable[bytes] | None = None
+        """What the POST streams."""
 
     async def create(self, _request: Request) -> Response:
+        if self.first is not None:
+            return StreamingResponse(_pieces(self.first), media_type="text/event-stream")
         return JSONResponse(operation("queued", usage=None))
 
     async def show(self, _request: Request) -> Response:
-        return JSONResponse(self.state)
+        if self.body is not None:
+            return StreamingResponse(_pieces(self.body), status_code=self.status, headers=self.headers)
+        return JSONResponse(self.state, status_code=self.status)
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/v1/responses", self.create, methods=["POST"]),
                 Route("/v1/responses/{id}", self.show, methods=["GET"]),
+                Route("/v1/responses/{id}/cancel", self.show, methods=["POST"]),
             ]
         )
+
+
+async def _pieces(pieces: Iterable[bytes]) -> Any:
+    for piece in pieces:
+        yield piece
 
 
 async def records(tracker: CostTracker) -> list[UsageRecord]:
     return [decode_record(body) for _, body in await tracker.store.records()]
 
 
-def tracker_over(limit_usd: int = 10) -> CostTracker:
-    return CostTracker(store="memory://", budgets=[Budget(scope="tenant=*", limit_usd=limit_usd)])
+async def held_usd(tracker: CostTracker) -> Any:
+    (line,) = await tracker.budget_enforcer.status("tenant=acme")
+    return line.held_usd
 
 
-async def begin(client: httpx.AsyncClient) -> None:
-    body = {"model": "gpt-4o", "input": "hello", "max_output_tokens": 20, "background": True}
-    answer = await client.post("/v1/responses", json=body)
-    assert answer.json()["status"] == "queued"
+class Gateway:
+    """A tracker, the middleware and a client around an upstream."""
+
+    def __init__(self) -> None:
+        self.upstream = Upstream()
+        self.clock = Clock()
+        self.tracker = CostTracker(
+            store="memory://", budgets=[Budget(scope="tenant=*", limit_usd=10)], clock=self.clock
+        )
+        app = AskiiMiddleware(self.upstream.app(), tracker=self.tracker, identify=lambda _scope: "acme")
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+    async def __aenter__(self) -> Self:
+        await self.tracker.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+        await self.tracker.stop()
+
+    async def begin(self, **fields: Any) -> httpx.Response:
+        body = {"model": "gpt-4o", "input": "hello", "max_output_tokens": 20, "background": True, **fields}
+        answer = await self.client.post("/v1/responses", json=body)
+        assert answer.status_code == 200
+        assert await records(self.tracker) == []
+        return answer
+
+    async def poll(self, path: str = "/v1/responses/resp_1") -> httpx.Response:
+        return await self.client.get(path)
 
 
-async def test_the_first_complete_sight_settles_and_further_ones_do_not() -> None:
-    upstream = Upstream()
-    tracker = tracker_over()
-    app = AskiiMiddleware(upstream.app(), tracker=tracker, identify=lambda _scope: "acme")
-    async with (
-        tracker,
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
-    ):
-        await begin(client)
-        assert await records(tracker) == []
-        (line,) = await tracker.budget_enforcer.status("tenant=acme")
-        assert line.held_usd > 0
-
-        assert (await client.get("/v1/responses/resp_1")).json() == upstream.state
-        assert await records(tracker) == []
-
-        upstream.state = operation("completed", usage=USAGE)
-        for _ in range(3):
-            assert (await client.get("/v1/responses/resp_1")).json() == upstream.state
-        await tracker.deferrals.finish_all(5)
-        (record,) = await records(tracker)
-        # 40 tokens at 2.50 USD and 10 at 10 USD per million
-        assert record.cost_nano_usd == 40 * 2500 + 10 * 10_000
-        assert (record.outcome, record.estimated, record.late) == ("completed", False, False)
-        (line,) = await tracker.budget_enforcer.status("tenant=acme")
-        assert line.held_usd == 0
-        assert not tracker.awaits_operations
+@pytest.fixture
+async def gateway() -> Any:
+    async with Gateway() as gateway:
+        yield gateway
 
 
-async def test_without_a_sight_the_hold_is_charged_as_an_estimate_at_the_end() -> None:
-    tracker = tracker_over()
-    app = AskiiMiddleware(Upstream().app(), tracker=tracker, identify=lambda _scope: "acme")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        await tracker.start()
-        await begin(client)
-        (line,) = await tracker.budget_enforcer.status("tenant=acme")
-        held = line.held_usd
-        store = tracker.store
-        await tracker.deferrals.finish_all(5)
-        (record,) = [decode_record(body) for _, body in await store.records()]
-        assert (record.outcome, record.estimated) == ("deferred_estimate", True)
-        assert record.cost_nano_usd == int(held * 10**9)
-        await tracker.stop()
+async def test_the_first_complete_sight_settles_and_further_ones_do_not(gateway: Gateway) -> None:
+    await gateway.begin()
+    assert await held_usd(gateway.tracker) > 0
+    assert (await gateway.poll()).json() == gateway.upstream.state
+    assert await records(gateway.tracker) == []
+
+    gateway.upstream.state = operation("completed", usage=USAGE)
+    for _ in range(3):
+        assert (await gateway.poll()).json() == gateway.upstream.state
+    (record,) = await records(gateway.tracker)
+    assert record.cost_nano_usd == COST_NANO_USD
+    assert (record.outcome, record.estimated, record.late) == ("completed", False, False)
+    assert (record.api, record.provider_request_id) == ("openai.responses", "resp_1")
+    assert await held_usd(gateway.tracker) == 0
+
+
+async def test_without_a_sight_the_hold_is_charged_as_an_estimate_at_the_end(gateway: Gateway) -> None:
+    await gateway.begin()
+    held = await held_usd(gateway.tracker)
+    gateway.clock.advance(DEFERRED_S - 1)
+    await gateway.tracker.operations.tend()
+    assert await records(gateway.tracker) == []
+    gateway.clock.advance(1)
+    for _ in range(2):
+        await gateway.tracker.operations.tend()
+    (record,) = await records(gateway.tracker)
+    assert (record.outcome, record.estimated, record.late) == ("deferred_estimate", True, False)
+    assert record.cost_nano_usd == int(held * 10**9)
+    assert record.provider_request_id == "resp_1"
+    assert record.timestamp.startswith("2026-01-01T00:00:00")
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+async def test_an_operation_that_ended_without_counts_releases_its_hold(gateway: Gateway, status: str) -> None:
+    await gateway.begin()
+    gateway.upstream.state = operation(status, usage=None)
+    await gateway.poll()
+    assert await records(gateway.tracker) == []
+    assert await held_usd(gateway.tracker) == 0
+    gateway.clock.advance(DEFERRED_S)
+    await gateway.tracker.operations.tend()
+    assert await records(gateway.tracker) == []
+
+
+@pytest.mark.parametrize("status", ["incomplete", "failed", "cancelled"])
+async def test_counts_are_charged_however_the_operation_ended(gateway: Gateway, status: str) -> None:
+    await gateway.begin()
+    gateway.upstream.state = operation(status, usage=USAGE)
+    await gateway.poll()
+    (record,) = await records(gateway.tracker)
+    assert record.cost_nano_usd == COST_NANO_USD
+
+
+async def test_the_answer_to_a_cancellation_tells_the_state_too(gateway: Gateway) -> None:
+    await gateway.begin()
+    gateway.upstream.state = operation("cancelled", usage=USAGE)
+    answer = await gateway.client.post("/v1/responses/resp_1/cancel")
+    assert answer.json() == gateway.upstream.state
+    (record,) = await records(gateway.tracker)
+    assert record.cost_nano_usd == COST_NANO_USD
+
+
+async def test_a_resumed_stream_tells_the_end(gateway: Gateway) -> None:
+    await gateway.begin()
+    gateway.upstream.body = streamed(
+        event("response.output_text.delta", delta="later", sequence_number=7),
+        event("response.completed", response=operation("completed", usage=USAGE)),
+    )
+    gateway.upstream.headers = {"content-type": "text/event-stream; charset=utf-8"}
+    answer = await gateway.poll("/v1/responses/resp_1?stream=true&starting_after=6")
+    assert answer.content == b"".join(gateway.upstream.body)
+    (record,) = await records(gateway.tracker)
+    assert record.cost_nano_usd == COST_NANO_USD
+
+
+async def test_a_resumed_stream_that_breaks_off_decides_nothing(gateway: Gateway) -> None:
+    await gateway.begin()
+    gateway.upstream.body = streamed(
+        event("response.created", response=operation("in_progress", usage=None)),
+        event("response.output_text.delta", delta="some"),
+    )
+    gateway.upstream.headers = {"content-type": "text/event-stream"}
+    await gateway.poll()
+    assert await records(gateway.tracker) == []
+    assert await held_usd(gateway.tracker) > 0
+
+
+async def test_a_background_stream_that_ends_early_is_settled_by_a_later_poll(gateway: Gateway) -> None:
+    gateway.upstream.first = streamed(event("response.created", response=operation("in_progress", usage=None)))
+    await gateway.begin(stream=True)
+    assert await held_usd(gateway.tracker) > 0
+    gateway.upstream.state = operation("completed", usage=USAGE)
+    await gateway.poll()
+    (record,) = await records(gateway.tracker)
+    assert (record.cost_nano_usd, record.stream, record.estimated) == (COST_NANO_USD, True, False)
+
+
+def deflated(data: bytes) -> bytes:
+    return zlib.compress(data)
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", deflated)])
+async def test_an_encoded_answer_is_read_and_passes_as_it_is(gateway: Gateway, encoding: str, pack: Any) -> None:
+    await gateway.begin()
+    state = operation("completed", usage=USAGE, output=[{"content": "x" * 5000}])
+    packed = pack(json.dumps(state).encode())
+    gateway.upstream.body = [packed[i : i + 7] for i in range(0, len(packed), 7)]
+    gateway.upstream.headers = {"content-type": "application/json", "content-encoding": encoding}
+    async with gateway.client.stream("GET", "/v1/responses/resp_1") as answer:
+        assert b"".join([piece async for piece in answer.aiter_raw()]) == packed
+    (record,) = await records(gateway.tracker)
+    assert record.cost_nano_usd == COST_NANO_USD
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\x00", b'{"id":5,"status":{}}', b"not json"])
+async def test_an_answer_that_says_nothing_decides_nothing(gateway: Gateway, body: bytes) -> None:
+    await gateway.begin()
+    gateway.upstream.body = [body]
+    assert (await gateway.poll()).content == body
+    assert await records(gateway.tracker) == []
+    assert await held_usd(gateway.tracker) > 0
+
+
+async def test_an_answer_that_is_cut_off_decides_nothing(gateway: Gateway) -> None:
+    await gateway.begin()
+    gateway.upstream.body = [json.dumps(operation("completed", usage=USAGE)).encode()[:-1]]
+    await gateway.poll()
+    assert await records(gateway.tracker) == []
+
+
+async def test_an_error_decides_nothing(gateway: Gateway) -> None:
+    await gateway.begin()
+    gateway.upstream.state, gateway.upstream.status = operation("completed", usage=USAGE), 404
+    await gateway.poll()
+    assert await records(gateway.tracker) == []
+    assert await held_usd(gateway.tracker) > 0
+
+
+async def test_an_answer_about_somebody_elses_operation_changes_nothing(gateway: Gateway) -> None:
+    await gateway.begin()
+    gateway.upstream.state = {**operation("completed", usage=USAGE), "id": "resp_2"}
+    await gateway.poll("/v1/responses/resp_2")
+    assert await records(gateway.tracker) == []
+    assert await held_usd(gateway.tracker) > 0
+
+
+async def test_of_the_apis_that_share_a_path_the_one_that_began_the_operation_reads_it(gateway: Gateway) -> None:
+    tracker = gateway.tracker
+    for api, provider in (("openai.batches", "openai"), ("gemini.batches", "google")):
+        spec = CallSpec(model="gpt-4o", api=api, provider=provider, kind="batch", background=True)
+        call = await tracker.admit(Identity(tenant="acme"), spec)
+        await tracker.close_call(call, Conclusion(DEFERRED, provider_request_id="batch_1"))
+    state = {"id": "batch_1", "object": "batch", "model": "gpt-4o", "status": "completed", "usage": USAGE}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    reading = watched(tracker, "GET", "/v1/batches/batch_1", send)
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", b"application/json")]}
+    body = {"type": "http.response.body", "body": json.dumps(state).encode()}
+    for message in (start, body):
+        await reading(message)
+    assert sent == [start, body]
+    assert sent[1] is body
+    (record,) = await records(tracker)
+    assert (record.api, record.usage.input_tokens, record.usage.output_tokens) == ("openai.batches", 40, 10)
+    assert await tracker.store.operation("google:batch_1") is not None
+
+
+async def test_an_end_that_the_client_did_not_wait_for_is_settled(gateway: Gateway) -> None:
+    await gateway.begin()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client has left")
+
+    reading = watched(gateway.tracker, "GET", "/v1/responses/resp_1", send)
+    await reading({"type": "http.response.start", "status": 200, "headers": []})
+    with pytest.raises(OSError, match="left"):
+        await reading({"type": "http.response.body", "body": json.dumps(operation("completed", usage=USAGE)).encode()})
+    (record,) = await records(gateway.tracker)
+    assert record.cost_nano_usd == COST_NANO_USD
 
 
 @pytest.mark.parametrize(
-    ("path", "polled"),
+    ("method", "path", "reads"),
     [
-        ("/v1/responses/resp_1", True),
-        ("/openai/v1/responses/resp_1/", True),
-        ("/v1/responses", False),
-        ("/v1/responses/", False),
-        ("/v1/responses/resp_1/input_items", False),
-        ("/v1/files/resp_1", False),
+        ("GET", "/v1/responses/resp_1", True),
+        ("GET", "/openai/v1/responses/resp_1/", True),
+        ("GET", "//v1//responses/resp_1", True),
+        ("POST", "/v1/responses/resp_1/cancel", True),
+        ("POST", "/v1/responses/resp_1/cancel/", True),
+        ("GET", "/v1/responses/resp_1/cancel", False),
+        ("POST", "/v1/responses/resp_1", False),
+        ("DELETE", "/v1/responses/resp_1", False),
+        ("HEAD", "/v1/responses/resp_1", False),
+        ("GET", "/v1/responses", False),
+        ("GET", "/v1/responses/", False),
+        ("GET", "/v1/responses/resp_1/input_items", False),
+        ("POST", "/cancel", False),
+        ("GET", "/", False),
     ],
 )
-def test_only_an_operations_own_path_is_watched(path: str, polled: bool) -> None:
-    assert polls(path) is polled
+async def test_only_an_operations_own_path_is_watched(method: str, path: str, reads: bool) -> None:
+    async def send(_message: Any) -> None:
+        pass
+
+    tracker = CostTracker(store="memory://")
+    assert (watched(tracker, method, path, send) is not send) is reads
 
 
-async def test_an_answer_about_somebody_elses_operation_changes_nothing() -> None:
-    upstream = Upstream()
-    tracker = tracker_over()
-    app = AskiiMiddleware(upstream.app(), tracker=tracker, identify=lambda _scope: "acme")
-    async with (
-        tracker,
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
-    ):
-        await begin(client)
-        upstream.state = json.loads(json.dumps(operation("completed", usage=USAGE)).replace("resp_1", "resp_2"))
-        await client.get("/v1/responses/resp_2")
-        assert await records(tracker) == []
-        assert tracker.awaits_operations
+async def test_a_state_that_decides_nothing_asks_no_store(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def operation_of(key: str) -> None:
+        asked.append(key)
+
+    monkeypatch.setattr(gateway.tracker.store, "operation", operation_of)
+    await gateway.poll()
+    gateway.upstream.state = {"ok": True}
+    await gateway.poll()
+    assert asked == []
+    gateway.upstream.state = operation("completed", usage=USAGE)
+    await gateway.poll()
+    assert asked == ["openai:resp_1"]

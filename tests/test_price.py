@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askii_middleware.errors import ConfigurationError
-from askii_middleware.price import AMOUNTS, BUCKETS, Bill, ModelPrice, Price
+from askii_middleware.model_price import AMOUNTS, BUCKETS, ModelPrice
+from askii_middleware.price import Bill, Price
 from askii_middleware.usage import TokenUsage
 
 GPT_4O_MINI = ModelPrice(input_usd_per_mtok=0.15, output_usd_per_mtok=0.6, cache_read_usd_per_mtok=0.075)
@@ -335,3 +336,24 @@ def test_no_call_within_the_bounds_exceeds_its_hold(
     usage = counted(**split(input_bound, text_in), **split(output_bound, text_out))
     compiled = Price("m", price)
     assert compiled.charge(usage).nano_usd <= compiled.hold(input_bound, output_bound, media=media)
+
+
+def test_a_hold_bounds_what_is_counted_besides_tokens() -> None:
+    price = Price("whisper", ModelPrice(audio_usd_per_hour="0.36", minimum_seconds=10, request_usd="0.001"))
+    per_second = 100_000
+    assert price.hold(0, 0, units=TokenUsage(second=60)) == 60 * per_second + 1_000_000
+    assert price.hold(0, 0, units=TokenUsage(second=3)) == 10 * per_second + 1_000_000
+    assert price.hold(0, 0, units=TokenUsage(request=4)) == 4_000_000
+    pages = Price("ocr", ModelPrice(page_usd_per_1k=1, web_search_usd_per_1k=10, character_usd_per_mchar=15))
+    assert pages.hold(0, 0, units=TokenUsage(page=3, web_search=2, character=100)) == 3_000_000 + 20_000_000 + 1_500_000
+
+
+def test_what_a_price_serves_depends_on_the_kind_of_call() -> None:
+    text = Price("a", ModelPrice(input_usd_per_mtok=1, output_usd_per_mtok=1))
+    embedding = Price("b", ModelPrice(input_usd_per_mtok=1))
+    pages = Price("c", ModelPrice(page_usd_per_1k=1))
+    kinds = ("text", "embedding", "ocr")
+    assert [text.serves(kind) for kind in kinds] == [True, True, True]
+    assert [embedding.serves(kind) for kind in kinds] == [False, True, True]
+    assert [pages.serves(kind) for kind in kinds] == [False, False, True]
+    assert not Price("d", ModelPrice()).serves("ocr")

@@ -17,6 +17,7 @@ from askii_middleware.calls import CallSpec
 from askii_middleware.currency import RATE_VARIABLE
 from askii_middleware.errors import BudgetExceededError, ConfigurationError, UnknownModelError
 from askii_middleware.identity import Identity
+from askii_middleware.operations import DEFERRED_S
 from askii_middleware.pricing import ModelPrice, PricingConfig
 from askii_middleware.settings import load_settings
 from askii_middleware.settling import DEFERRED, Conclusion
@@ -388,14 +389,17 @@ async def test_a_cancelled_settlement_is_counted_like_any_other(kind: str, tmp_p
 
 @both_stores
 async def test_a_call_that_goes_on_elsewhere_keeps_its_hold_until_it_is_estimated(kind: str, tmp_path: Path) -> None:
-    async with opened(kind, tmp_path) as tracker:
+    clock = Clock()
+    async with opened(kind, tmp_path, clock=clock) as tracker:
         call = await tracker.admit(Identity(tenant="acme"), CallSpec(model="big", input_tokens=10, output_tokens=5))
         assert await tracker.close_call(call, Conclusion(DEFERRED)) is None
         assert await amounts(tracker) == (0, 20_000)
         assert await tracker.close_call(call, Conclusion(DEFERRED)) is None
-        await tracker.deferrals.finish_all(1.0)
+        clock.advance(DEFERRED_S)
+        await tracker.operations.tend()
         (record,) = await records_of(tracker)
         assert (record.outcome, record.estimated, record.cost_nano_usd) == ("deferred_estimate", True, 20_000)
+        clock.advance(-DEFERRED_S)
         assert await amounts(tracker) == (20_000, 0)
 
 

@@ -6,18 +6,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from ..usage import Report
+from ..usage import NOTHING_USED, Report, TokenUsage
 
-Kind = Literal["text", "embedding"]
+Kind = Literal["text", "embedding", "image", "speech", "transcription", "moderation", "rerank", "ocr", "batch"]
 """What a call produces. A fallback stays within one family and one kind; `*` covers `text` only."""
 
 
 class InvalidRequestError(ValueError):
     """The body belongs to this API but cannot be metered; the message says which field is wrong and why."""
+
+
+class BatchItems(NamedTuple):
+    """The calls of a batch that go to one model, added up."""
+
+    model: str
+    input_tokens: int
+    """Upper bound of all their prompts."""
+    output_tokens: int
+    """Sum of the limits (times choices) of those that set one."""
+    unlimited: int
+    """How many answers may come without a limit of their own."""
 
 
 class CallRequest(msgspec.Struct, kw_only=True):
@@ -40,6 +52,10 @@ class CallRequest(msgspec.Struct, kw_only=True):
             counts as not asked).
         end_user: the body's own user field, if it has one; cut to 256 characters.
         service_tier: the tier asked for.
+        units: upper bounds of what is billed besides tokens: seconds, characters, pages, searches, calls.
+        billed_by_request: what the call is billed, where that is known from the request alone and the answer reports
+            nothing (the characters of a text to be spoken, the images of a call that is billed per image).
+        items: what a batch asks of each model; empty for single calls and where the batch does not say.
         fields: the decoded top level, each value as the bytes it came in.
     """
 
@@ -56,6 +72,9 @@ class CallRequest(msgspec.Struct, kw_only=True):
     usage_requested: bool = False
     end_user: str | None = None
     service_tier: str | None = None
+    units: TokenUsage = NOTHING_USED
+    billed_by_request: TokenUsage | None = None
+    items: tuple[BatchItems, ...] = ()
     fields: dict[str, msgspec.Raw]
 
 
@@ -111,7 +130,23 @@ class Api(ABC):
     provider: str
     """Whose prices apply where neither the model nor the upstream names a provider: `openai`, `anthropic`."""
     suffixes: tuple[str, ...]
-    """Path endings, each beginning with `/`."""
+    """Path endings, each beginning with `/`. `{model}` stands for the model's name, of one segment as it is sent:
+    `/model/{model}/converse`, `/{model}:generateContent`.
+    """
+    names_deployment: bool = False
+    """The name in the path is a deployment's, which its owner chose."""
+    sights: tuple[str, ...] = ()
+    """Endings of GET paths whose answers tell the state of an operation that this API began: `/responses/{id}`."""
+    stream_types: tuple[bytes, ...] = (b"text/event-stream",)
+    """How the content types begin in which this API streams. One that plain answers have as well (`application/json`)
+    means a stream only where the request asked for one.
+    """
+    takes_forms: bool = False
+    """Requests may come as multipart forms: their fields are then read like JSON members (`true`, `false` and whole
+    numbers as such, other text as strings), and each file as an object `{"file_bytes": n}`.
+    """
+    answer_headers: frozenset[bytes] = frozenset()
+    """Headers of the answer, in lower case, that `absorb_headers` wants to see."""
     can_inject_usage: bool = False
     """Streams carry usage only when asked for, and asking can be undone for the client."""
     default_output_limit: int | None = None
@@ -123,6 +158,13 @@ class Api(ABC):
         )
     )
     """Top-level members of an answer that `absorb` needs; of large answers only these are kept."""
+
+    names_model_in_path: bool = False
+    """Set for a class by its suffixes."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.names_model_in_path = any("{model}" in suffix for suffix in getattr(cls, "suffixes", ()))
 
     @abstractmethod
     def owns(self, fields: Mapping[str, msgspec.Raw]) -> bool:
@@ -141,6 +183,10 @@ class Api(ABC):
     def injects_usage(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - for those that differ by model
         """Whether usage should be asked for on the client's behalf when `model` is called, and hidden again."""
         return self.can_inject_usage and request.stream and not request.usage_requested
+
+    def query_takes_usage(self, query: bytes) -> bool:  # noqa: ARG002 - the version mostly stands in the path
+        """Whether the API's version, where the query names it, knows the option that asks for usage."""
+        return True
 
     @abstractmethod
     def stream_reader(self, *, hide_usage: bool) -> StreamReader:
@@ -163,6 +209,15 @@ class Api(ABC):
     @abstractmethod
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         """Merge what one decoded answer or stream event says into `report`. Never raises for odd values."""
+
+    def absorb_headers(self, report: Report, headers: Mapping[bytes, bytes]) -> None:  # noqa: B027 - most say nothing
+        """Merge what the answer's own headers say, once its body has been read: those of `answer_headers` that came,
+        by lower-case name. Never raises.
+        """
+
+    def accepts(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - bodies mostly fit any model
+        """Whether the request can be rewritten to `model`: False where the body has one maker's form."""
+        return True
 
     @abstractmethod
     def refusal(self, refusal: Refusal) -> tuple[bytes, list[tuple[bytes, bytes]]]:

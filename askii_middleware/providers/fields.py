@@ -111,9 +111,14 @@ def read_model(fields: Mapping[str, msgspec.Raw]) -> str | None:
         return None
     if type(value) is not str:
         raise InvalidRequestError(f"model must be a string, not {_shown(raw)}")
-    if len(value) > MAX_MODEL_CHARS or "\0" in value or not is_text(value):
+    return checked_model(value)
+
+
+def checked_model(name: str) -> str:
+    """A model's name as prices and ledgers take it. Raises InvalidRequestError."""
+    if len(name) > MAX_MODEL_CHARS or "\0" in name or not is_text(name):
         raise InvalidRequestError(f"model must be at most {MAX_MODEL_CHARS} characters without NUL or lone surrogates")
-    return value
+    return name
 
 
 def read_text(fields: Mapping[str, msgspec.Raw], name: str) -> str | None:

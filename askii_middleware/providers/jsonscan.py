@@ -38,7 +38,7 @@ class TopLevelScanner:
     def __init__(self, wanted: frozenset[str], max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         self.members: list[Member] = []
         self.closed = False
-        """The object has ended."""
+        """The object has ended. What comes behind it is not looked at."""
         self._wanted = wanted
         self._max_value_bytes = max_value_bytes
         self._offset = 0
@@ -52,11 +52,15 @@ class TopLevelScanner:
 
     def push(self, data: bytes) -> None:
         """Take the next bytes."""
+        if self.closed:
+            return
         pieces = data.split(b'"')
         index = 0
         while index < len(pieces):
             if self._depth > 1 and self._value is None and index:
                 index = self._skip(pieces, index)
+                if self.closed:
+                    return
                 continue
             if index:
                 self._quote(self._offset)
@@ -67,6 +71,8 @@ class TopLevelScanner:
                     self._inside(piece)
                 else:
                     self._outside(piece, self._offset)
+                    if self.closed:
+                        return
                 self._offset += len(piece)
             index += 1
 
@@ -85,10 +91,8 @@ class TopLevelScanner:
                 if piece[-1:] == b"\\":
                     escaped = (len(piece) - len(piece.rstrip(b"\\"))) % 2 == 1
             elif piece not in _FLAT:
-                depth += piece.count(b"{") + piece.count(b"[") - piece.count(b"}") - piece.count(b"]")
+                depth = self._after(piece, depth)
         self._depth, self._in_string, self._escaped, self._offset = depth, in_string, escaped, offset
-        if depth <= 0:
-            self.closed = True
         return index
 
     def _quote(self, offset: int) -> None:
@@ -175,9 +179,22 @@ class TopLevelScanner:
                 self._value = None
 
     def _nest(self, piece: bytes) -> None:
-        self._depth += piece.count(b"{") + piece.count(b"[") - piece.count(b"}") - piece.count(b"]")
-        if self._depth <= 0 and (b"}" in piece or b"]" in piece):
-            self.closed = True
+        self._depth = self._after(piece, self._depth)
+
+    def _after(self, piece: bytes, depth: int) -> int:
+        """The depth behind a piece of structure; 0 if the object ends in it."""
+        closing = piece.count(b"}") + piece.count(b"]")
+        if not closing or closing < depth:
+            return depth + piece.count(b"{") + piece.count(b"[") - closing
+        for byte in piece:
+            if byte in b"{[":
+                depth += 1
+            elif byte in b"}]":
+                depth -= 1
+                if depth <= 0:
+                    self.closed = True
+                    return 0
+        return depth
 
 
 def without_members(data: bytes, key: str) -> bytes:

@@ -10,63 +10,25 @@ from typing import Any
 
 import msgspec
 
-from ..usage import Report
-from .base import CallRequest, Rewrite, StreamReader
+from .base import CallRequest, Rewrite
 from .bounds import chat_bound
 from .fields import (
     MAX_CHOICES,
     MAX_OUTPUT_LIMIT,
     as_end_user,
-    encode_members,
     is_set,
     raw_value,
     read_bool,
     read_int,
     read_model,
-    read_raw_object,
     read_text,
 )
-from .openai_common import OpenAiApi
-from .openai_stream import ChoicesReader, HidingReader, absorb_choices
+from .openai_choices import ChoicesApi, asks_for_usage
 
 OLD_LIMIT = "max_tokens"
 NEW_LIMIT = "max_completion_tokens"
 _NEW_LIMIT_FAMILIES = ("o1", "o3", "o4", "o5", "gpt-5", "gpt-6", "gpt-7")
 """OpenAI's reasoning families, which refuse `max_tokens`."""
-_MISTRAL_FAMILIES = (
-    *("mistral-", "ministral-", "codestral-", "magistral-", "devstral-", "pixtral-", "voxtral-", "open-mi"),
-)
-"""Mistral's own API answers 422 to `stream_options` and sends usage anyway. Its open weights served by others carry
-the publisher before a slash.
-"""
-
-
-class ChoicesApi(OpenAiApi):
-    """What chat completions and completions have in common."""
-
-    can_inject_usage = True
-
-    def injects_usage(self, request: CallRequest, model: str) -> bool:
-        return (
-            super().injects_usage(request, model)
-            and not model.lower().startswith(_MISTRAL_FAMILIES)
-            # Azure refuses `stream_options` together with its own data sources.
-            and not is_set(request.fields, "data_sources")
-        )
-
-    def rewrite(self, request: CallRequest, change: Rewrite) -> bytes:
-        if not change.inject_usage:
-            return super().rewrite(request, change)
-        options = read_raw_object(request.fields, "stream_options")
-        options["include_usage"] = raw_value(True)
-        fields = request.fields | {"stream_options": msgspec.Raw(encode_members(options))}
-        return super().rewrite(msgspec.structs.replace(request, fields=fields), change)
-
-    def stream_reader(self, *, hide_usage: bool) -> StreamReader:
-        return HidingReader() if hide_usage else ChoicesReader()
-
-    def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
-        absorb_choices(report, answer)
 
 
 class ChatApi(ChoicesApi):
@@ -122,8 +84,3 @@ class ChatApi(ChoicesApi):
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
         return "choices" in answer and answer.get("object") != "text_completion"
-
-
-def asks_for_usage(fields: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether `stream_options.include_usage` is true."""
-    return "stream_options" in fields and read_bool(read_raw_object(fields, "stream_options"), "include_usage")

@@ -1,7 +1,8 @@
-"""What the OpenAI-shaped APIs share: usage with its many dialects, requests' common members, error envelopes.
+"""What the OpenAI-shaped APIs share: usage, requests' common members, error envelopes.
 
-Gateways and other providers forward their own dialects under OpenAI's paths, so usage is read by rules that hold for
-all of them. Sources: the types of the openai SDK 3.54, and recorded bodies of the providers named below (2026-11).
+Gateways and other providers forward their own dialects under OpenAI's paths, so usage is read by a rule that holds for
+all of them; what one of them does otherwise stands in `dialects`. Sources: the types of the openai SDK 3.54, and
+recorded bodies of many providers (2026-11).
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import msgspec
 from ..usage import Report, TokenUsage
 from .base import Api, CallRequest, Refusal, Rewrite, StreamReader
 from .body import BodyReader, read_body
+from .costs import COST_HEADERS, absorb_cost_headers
 from .counts import MAX_COUNT, member, part, text, total
+from .dialects import correct_counts, reported_cost
+from .dialects.base import Counts
 from .fields import encode_members, raw_value
 
 _PLAIN_MEMBERS = frozenset(
@@ -35,18 +39,16 @@ _TYPES = {
 def openai_usage(usage: object, *, gap_is_input: bool = False, web_search: int = 0) -> TokenUsage | None:
     """A usage object of the chat, completions, responses or embeddings shape; None if it leaves the prompt's size open.
 
-    - Cached tokens also stand as `prompt_cache_hit_tokens` (DeepSeek) or at the top level (Hugging Face's router);
-      cache writes also as `cache_creation_tokens` (LiteLLM).
-    - Where `total_tokens` is more than prompt and completion, the gap is the reported input audio if it matches
-      exactly (Mistral's Voxtral), else output (reasoning that xAI and Gemini's compatible mode leave out of the
-      completion); `gap_is_input` for APIs without output (Voyage reports only a total).
-    - Perplexity bills `citation_tokens` and top-level `reasoning_tokens` beside the totals; its usage is known by
-      members no one else has. Elsewhere a top-level `reasoning_tokens` is a part of the completion (SGLang).
+    The rule that holds for everybody: parts stand in the details of their total, under any of the names in use. Then
+    whichever dialects have members in the object correct what was read. Where `total_tokens` is still more than prompt
+    and completion, the gap is the reported input audio if it matches exactly (Mistral's Voxtral), else output
+    (reasoning that xAI and Gemini's compatible mode leave out of the completion); `gap_is_input` for APIs without
+    output (Voyage reports only a total).
     """
     if not isinstance(usage, dict):
         return None
     plain = _plain_usage(usage)
-    if plain is not None:
+    if plain is not None and not web_search:
         return plain
     prompt = total(usage, "prompt_tokens", "input_tokens")
     completion = total(usage, "completion_tokens", "output_tokens")
@@ -55,34 +57,29 @@ def openai_usage(usage: object, *, gap_is_input: bool = False, web_search: int =
         if everything is None:  # without the prompt's share no price is right: not reported
             return None
         prompt = 0 if completion is None else max(everything - max(completion, 0), 0)
-    completion = completion or 0
     of_input = member(usage, "prompt_tokens_details", "input_tokens_details")
     of_output = member(usage, "completion_tokens_details", "output_tokens_details")
-    audio = part(of_input, "audio_tokens")
-    reasoning = part(of_output, "reasoning_tokens") or part(usage, "reasoning_tokens")
-    gap = (everything or 0) - max(prompt, 0) - max(completion, 0)
-    if gap > 0:
-        if gap_is_input or gap == audio:
-            prompt = max(prompt, 0) + gap
-        else:
-            completion = max(completion, 0) + gap
-    if "citation_tokens" in usage or "num_search_queries" in usage:
-        prompt += max(part(usage, "citation_tokens"), 0)
-        completion += max(part(usage, "reasoning_tokens"), 0)
-        web_search += max(part(usage, "num_search_queries"), 0)
-    return TokenUsage.from_totals(
-        prompt,
-        completion,
-        cached_input_tokens=part(of_input, "cached_tokens") or part(usage, "prompt_cache_hit_tokens", "cached_tokens"),
-        cache_write_tokens=part(of_input, "cache_write_tokens", "cache_creation_tokens"),
-        audio_input_tokens=audio,
-        cached_audio_tokens=part(member(of_input, "cached_tokens_details"), "audio_tokens"),
-        image_input_tokens=part(of_input, "image_tokens"),
-        reasoning_tokens=reasoning,
-        audio_output_tokens=part(of_output, "audio_tokens"),
-        image_output_tokens=part(of_output, "image_tokens"),
+    counts = Counts(
+        prompt=prompt,
+        completion=completion or 0,
+        cached=part(of_input, "cached_tokens"),
+        cache_write=part(of_input, "cache_write_tokens"),
+        audio=part(of_input, "audio_tokens"),
+        cached_audio=part(member(of_input, "cached_tokens_details"), "audio_tokens"),
+        image=part(of_input, "image_tokens"),
+        reasoning=part(of_output, "reasoning_tokens"),
+        audio_out=part(of_output, "audio_tokens"),
+        image_out=part(of_output, "image_tokens"),
         web_search=web_search,
     )
+    correct_counts(counts, usage, of_input)
+    gap = (everything or 0) - max(counts.prompt, 0) - max(counts.completion, 0)
+    if gap > 0:
+        if gap_is_input or gap == counts.audio:
+            counts.prompt = max(counts.prompt, 0) + gap
+        else:
+            counts.completion = max(counts.completion, 0) + gap
+    return counts.usage()
 
 
 def _plain_usage(usage: dict[str, Any]) -> TokenUsage | None:
@@ -116,12 +113,32 @@ def _plain_usage(usage: dict[str, Any]) -> TokenUsage | None:
     return TokenUsage(input=prompt - cached, cache_read=cached, output=completion - reasoning, reasoning=reasoning)
 
 
+def absorb_cost(report: Report, usage: object) -> None:
+    """What a usage object of any API says that the call cost, and the tier that some name there."""
+    if isinstance(usage, dict):
+        cost = reported_cost(usage)
+        if cost is not None:
+            report.cost_nano_usd = cost
+        if "service_tier" in usage:
+            absorb_tier(report, usage)
+
+
+def is_error(answer: Mapping[str, Any]) -> bool:
+    """An error in OpenAI's form, or in Mistral's and vLLM's, which has the error's members at the top level."""
+    return bool(answer.get("error")) or answer.get("object") == "error"
+
+
 def absorb_head(report: Report, answer: Mapping[str, Any]) -> None:
     """Model, id and served tier. The first id stays (some gateways send a new one with each chunk); `auto` is what
     was asked for, not what was served.
     """
     report.model = text(answer, "model") or report.model
     report.provider_request_id = report.provider_request_id or text(answer, "id")
+    absorb_tier(report, answer)
+
+
+def absorb_tier(report: Report, answer: Mapping[str, Any]) -> None:
+    """The served tier, if an answer or its usage names it."""
     tier = text(answer, "service_tier")
     if tier is not None and tier != "auto":
         report.service_tier = tier
@@ -131,6 +148,7 @@ class OpenAiApi(Api):
     """The parts that do not differ between OpenAI's APIs."""
 
     provider = "openai"
+    answer_headers = COST_HEADERS
 
     @abstractmethod
     def limit_field(self, request: CallRequest, model: str) -> str | None:
@@ -151,6 +169,9 @@ class OpenAiApi(Api):
 
     def read_body(self, body: bytes) -> Report:
         return read_body(self.absorb, self.answer_members, body)
+
+    def absorb_headers(self, report: Report, headers: Mapping[bytes, bytes]) -> None:
+        absorb_cost_headers(report, headers)
 
     def refusal(self, refusal: Refusal) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         return msgspec.json.encode({"error": self._error(refusal)}), retry_headers(refusal)

@@ -13,7 +13,7 @@ import msgspec
 from .base import CallRequest
 from .bounds import text_bound
 from .fields import MAX_CHOICES, MAX_OUTPUT_LIMIT, as_end_user, read_bool, read_int, read_model, read_text, read_value
-from .openai_chat import ChoicesApi, asks_for_usage
+from .openai_choices import ChoicesApi, asks_for_usage
 
 
 class CompletionsApi(ChoicesApi):

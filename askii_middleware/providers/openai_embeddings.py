@@ -14,7 +14,7 @@ from ..usage import Report
 from .base import CallRequest, StreamReader
 from .bounds import text_bound
 from .fields import as_end_user, read_model, read_text
-from .openai_common import OpenAiApi, absorb_head, openai_usage
+from .openai_common import OpenAiApi, absorb_cost, absorb_head, is_error, openai_usage
 from .sse import SseReader
 
 
@@ -54,6 +54,7 @@ class EmbeddingsApi(OpenAiApi):
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         absorb_head(report, answer)
-        report.failed = report.failed or bool(answer.get("error"))
+        report.failed = report.failed or is_error(answer)
         report.usage = openai_usage(answer.get("usage"), gap_is_input=True) or report.usage
+        absorb_cost(report, answer.get("usage"))
         report.finished = report.finished or "usage" in answer

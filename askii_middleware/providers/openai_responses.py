@@ -17,7 +17,7 @@ from .base import CallRequest, Refusal, StreamReader
 from .bounds import responses_bound
 from .counts import member, part, text, text_bytes, total
 from .fields import DECODE_ERRORS, MAX_OUTPUT_LIMIT, as_end_user, read_bool, read_int, read_model, read_text
-from .openai_common import OpenAiApi, absorb_head, openai_usage
+from .openai_common import OpenAiApi, absorb_cost, absorb_head, openai_usage
 from .sse import SseReader
 
 _REQUEST_MEMBERS = frozenset(("input", "prompt", "previous_response_id", "conversation"))
@@ -40,6 +40,7 @@ class ResponsesApi(OpenAiApi):
     family = "openai.responses"
     kind = "text"
     suffixes = ("/responses",)
+    sights: tuple[str, ...] = ("/responses/{id}",)
 
     def owns(self, fields: Mapping[str, msgspec.Raw]) -> bool:
         return not _REQUEST_MEMBERS.isdisjoint(fields)
@@ -93,6 +94,7 @@ class CompactApi(ResponsesApi):
 
     name = "openai.responses.compact"
     suffixes = ("/responses/compact",)
+    sights = ()
 
     def limit_field(self, request: CallRequest, model: str) -> None:  # noqa: ARG002 - there is none
         return None
@@ -110,6 +112,7 @@ def _absorb_response(report: Report, response: Mapping[str, Any], *, event: bool
     usage = openai_usage(response.get("usage"), web_search=searches)
     if usage is not None:
         report.usage = usage
+    absorb_cost(report, response.get("usage"))
     images = _image_usage(member(tools, "image_gen"))
     if images is not None:
         report.other_usage = ((_image_model(response), images),)
@@ -122,7 +125,7 @@ def _absorb_response(report: Report, response: Mapping[str, Any], *, event: bool
     elif status is not None:
         report.deferred = False
         report.finished = True
-        report.failed = report.failed or status == "failed"
+        report.failed = report.failed or status in ("failed", "cancelled")
     elif usage is not None:
         report.finished = True
     if not event:

@@ -11,12 +11,13 @@ from typing import Any
 
 import msgspec
 
-from ..usage import Report
+from ..usage import Report, TokenUsage
 from .counts import member, text_bytes
+from .dialects import ANSWER_DIALECTS
 from .fields import DECODE_ERRORS
 from .jsonscan import without_members
-from .openai_common import absorb_head, openai_usage
-from .sse import Block, SseReader
+from .openai_common import absorb_cost, absorb_head, is_error, openai_usage
+from .sse import Block, SseReader, is_one_line
 
 _UNSET = msgspec.UNSET
 _PIECES = ("content", "reasoning_content", "reasoning", "refusal")
@@ -60,14 +61,17 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 def absorb_choices(report: Report, answer: Mapping[str, Any]) -> None:
     """Merge a whole answer or a chunk. A later usage replaces an earlier one: all providers that send several send
-    cumulative ones. Groq puts its usage into `x_groq`.
+    cumulative ones.
     """
     absorb_head(report, answer)
-    if answer.get("error"):
+    if is_error(answer):
         report.failed = True
-    usage = openai_usage(answer.get("usage")) or openai_usage(member(answer, "x_groq").get("usage"))
-    if usage is not None:
-        report.usage = usage
+    usage = _absorb_usage(report, answer.get("usage"))
+    for mark, absorb in ANSWER_DIALECTS:
+        if mark in answer:
+            elsewhere = absorb(report, answer)
+            if usage is None:
+                usage = _absorb_usage(report, elsewhere)
     choices = answer.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if not isinstance(choice, dict):
@@ -80,6 +84,14 @@ def absorb_choices(report: Report, answer: Mapping[str, Any]) -> None:
             if size:
                 report.visible_bytes += size
                 report.visible_deltas += 1
+
+
+def _absorb_usage(report: Report, reported: object) -> TokenUsage | None:
+    usage = openai_usage(reported)
+    if usage is not None:
+        report.usage = usage
+        absorb_cost(report, reported)
+    return usage
 
 
 def _choice_bytes(choice: Mapping[str, Any]) -> list[int]:
@@ -103,7 +115,7 @@ class ChoicesReader(SseReader):
         self._reason_seen = False
 
     def feed(self, chunk: bytes) -> bytes:
-        if chunk[-2:] == b"\n\n" and chunk[:6] == b"data: " and self._framer.idle and self._ordinary(chunk[6:-2]):
+        if chunk[:6] == b"data: " and self._framer.idle and is_one_line(chunk, 6) and self._ordinary(chunk[6:-2]):
             return chunk
         return super().feed(chunk)
 
@@ -164,7 +176,7 @@ class HidingReader(ChoicesReader):
     """
 
     def feed(self, chunk: bytes) -> bytes:
-        if chunk[-2:] == b"\n\n" and chunk[:6] == b"data: " and self._framer.idle:
+        if chunk[:6] == b"data: " and self._framer.idle and is_one_line(chunk, 6):
             event = self._text_only(chunk[6:-2])
             if event is not None:
                 if event.usage is _UNSET:

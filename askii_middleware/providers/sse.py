@@ -123,12 +123,19 @@ def _whole(raw: bytes) -> Block:
     return Block(raw, b"\n".join(data) if data else None)
 
 
+def is_one_line(chunk: bytes, start: int) -> bool:
+    """Whether a chunk is one line from `start` on, and ends its event. JSON may hold raw line ends as space: what
+    follows one is data only where its line says so.
+    """
+    return chunk[-2:] == b"\n\n" and chunk.find(b"\n", start) == len(chunk) - 2 and chunk.find(b"\r", start) < 0
+
+
 class SseReader(StreamReader):
     """Reads a stream of JSON events into a report. Bytes are passed on at once, as the same object.
 
     Most chunks are exactly one event that adds a piece of text. Subclasses name the prefixes of such chunks and read
-    their data in `_ordinary`, without framing and without decoding more than they need; that the whole rest of a
-    chunk decodes as one JSON value proves that there is no second event in it. All others take the general way.
+    their data in `_ordinary`, without framing and without decoding more than they need; that the rest of a chunk is
+    one line proves that there is no second event in it. All others take the general way.
     """
 
     _prefixes: ClassVar[frozenset[bytes]] = frozenset()
@@ -143,7 +150,7 @@ class SseReader(StreamReader):
     def feed(self, chunk: bytes) -> bytes:
         if chunk[-2:] == b"\n\n" and self._framer.idle:
             start = chunk.find(b"{")
-            if chunk[:start] in self._prefixes and self._ordinary(chunk[start:-2]):
+            if chunk[:start] in self._prefixes and is_one_line(chunk, start) and self._ordinary(chunk[start:-2]):
                 return chunk
         for _, data in self._framer.push(chunk):
             if data is not None and not self._ordinary(data):

@@ -175,6 +175,26 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     revoked: bool = False
 
 
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that goes on elsewhere, such as a background response or a batch, with what charging it later needs.
+
+    Attributes:
+        key: by which a later answer names it, at most `MAX_KEY_CHARS`.
+        until_s: when it is overdue, by the store's clock.
+        payload: opaque to the store, at most `MAX_PAYLOAD_BYTES`.
+    """
+
+    key: str
+    call_id: str
+    tenant: str
+    until_s: float
+    payload: bytes
+
+
+MAX_KEY_CHARS = 512
+MAX_PAYLOAD_BYTES = 1 << 16
+
+
 class Store(ABC):
     """A ledger. See the module's docstring for what all methods promise."""
 
@@ -226,9 +246,29 @@ class Store(ABC):
 
     @abstractmethod
     async def release(self, call_id: str) -> None:
-        """Drop a hold. No hold, or one already settled: nothing happens. A lost one is lost no more: its end is
-        known.
+        """Drop a hold, and forget the call's operation. No hold, or one already settled: nothing else happens. A lost
+        one is lost no more: its end is known.
         """
+
+    @abstractmethod
+    async def defer(self, operation: Operation) -> bool:
+        """The call goes on elsewhere: from now on its hold depends on no worker, and counts until it is settled or
+        released, or an hour after it is overdue. `settle` and `release` of the call forget the operation in the same
+        transaction.
+
+        A hold that no longer counts is not revived, and a call without one gets none; its operation is kept all the
+        same. A call that is deferred, settled or released already: nothing happens. (A call that never had a hold
+        leaves no marker when it is released.) False: another call's operation has this key; nothing was changed.
+        Raises UnwritableError for a key or a payload that is too long.
+        """
+
+    @abstractmethod
+    async def operation(self, key: str) -> Operation | None:
+        """The operation with this key, if its call is still open."""
+
+    @abstractmethod
+    async def overdue(self, limit: int) -> list[Operation]:
+        """Operations whose time is up, at most `limit`, the longest overdue first."""
 
     @abstractmethod
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:

@@ -21,6 +21,7 @@ from .base import (
     Entry,
     KeyRow,
     Lease,
+    Operation,
     Outcome,
     Settled,
     Settlement,
@@ -30,6 +31,7 @@ from .base import (
     complete_record,
 )
 from .memory_holds import Hold, HoldBook
+from .memory_operations import OperationBook
 from .memory_outbox import MemoryOutbox
 from .rules import (
     MARKER_S,
@@ -37,6 +39,7 @@ from .rules import (
     carry,
     check_amount,
     check_forms,
+    check_operation,
     check_worker,
     form_of,
     hour_of,
@@ -72,6 +75,7 @@ class MemoryStore(Store):
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._book = HoldBook()
+        self._operations = OperationBook()
         self._done: dict[str, _Done] = {}
         self._carries: dict[str, int] = {}
         self._aggregates: dict[int, dict[str, Totalled]] = {}
@@ -119,7 +123,7 @@ class MemoryStore(Store):
             book.fade(call_id, "expired", now_s)
         if admission.candidate is not None:
             if request.replaces is not None:
-                book.fade(request.replaces, "released", now_s)
+                self._release(request.replaces, now_s)
             hold = Hold(
                 request.worker,
                 request.candidates[admission.candidate].hold_nano_usd,
@@ -170,18 +174,42 @@ class MemoryStore(Store):
         if hold is not None:
             self._book.lift(hold)
             del self._book.holds[call_id]
+        self._operations.forget(call_id)
         self._aggregate(settlement)
         self._outbox.append(call_id, settlement.tenant, record)
         self._done[call_id] = _Done(now_s, coins, late, candidate, admitted_at_s)
         return Settled(coins, late, duplicate=False)
 
     async def release(self, call_id: str) -> None:
-        self._book.fade(call_id, "released", self._clock())
+        self._release(call_id, self._clock())
+
+    def _release(self, call_id: str, now_s: float) -> None:
+        self._book.fade(call_id, "released", now_s)
+        self._operations.forget(call_id)
+
+    async def defer(self, operation: Operation) -> bool:
+        check_operation(operation)
+        call_id = operation.call_id
+        hold = self._book.holds.get(call_id)
+        over = call_id in self._done or (hold is not None and hold.state == "released")
+        if over or call_id in self._operations:
+            return True
+        if not self._operations.add(operation):
+            return False
+        self._book.defer(call_id, operation.until_s, self._clock())
+        return True
+
+    async def operation(self, key: str) -> Operation | None:
+        return self._operations.find(key)
+
+    async def overdue(self, limit: int) -> list[Operation]:
+        return self._operations.overdue(limit, self._clock())
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
         now_s = self._clock()
         alive = self._book.heartbeat(worker, ttl_s, now_s)
         self._book.prune(now_s)
+        self._operations.prune(now_s)
         for call_id, done in list(islice(self._done.items(), MARKERS_PRUNED)):
             if done.at_s + MARKER_S > now_s:
                 break

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from ..admission import Admission
-from .rules import COUNTER_S, MARKER_S, Amounts
+from .rules import COUNTER_S, ELSEWHERE, MARKER_S, OVERDUE_S, Amounts
 
 PRUNED_AT_ONCE = 10_000
 
@@ -43,7 +44,7 @@ class HoldBook:
     def __init__(self) -> None:
         self.counters: dict[str, Counter] = {}
         self.holds: dict[str, Hold] = {}
-        self.workers: dict[str, float] = {}
+        self.workers: dict[str, float] = {ELSEWHERE: inf}
         """Until when each worker's heartbeat lasts."""
         self._buried: dict[str, float] = {}
         self._ends: list[tuple[int, str]] = []
@@ -90,7 +91,8 @@ class HoldBook:
         while deadlines and deadlines[0][0] <= now_s:
             entry = heappop(deadlines)
             hold = self.holds.get(entry[1])
-            if hold is not None and hold.state == "held":
+            # An operation's hold may stand here twice: only its present deadline counts.
+            if hold is not None and hold.state == "held" and hold.until_s == entry[0]:
                 passed.append((entry, hold))
         for entry, _ in passed:
             heappush(deadlines, entry)
@@ -99,6 +101,9 @@ class HoldBook:
     def place(self, call_id: str, hold: Hold) -> None:
         self.holds[call_id] = hold
         heappush(self._deadlines, (hold.until_s, call_id))
+        self._stand(hold)
+
+    def _stand(self, hold: Hold) -> None:
         if hold.nano_usd:
             for key, end_s in hold.counters:
                 held = self.counter(key, end_s).held
@@ -114,6 +119,21 @@ class HoldBook:
                     held[hold.worker] = left
                 else:
                     del held[hold.worker]
+
+    def defer(self, call_id: str, until_s: float, now_s: float) -> None:
+        """Take an operation's hold out of its worker's hands. One that no longer counts stays so."""
+        hold = self.holds.get(call_id)
+        if hold is None or hold.state != "held":
+            return
+        if not self.is_live(hold, now_s):
+            self.fade(call_id, "expired", now_s)
+            return
+        self.lift(hold)
+        hold.worker = ELSEWHERE
+        self._stand(hold)
+        if hold.until_s != until_s + OVERDUE_S:
+            hold.until_s = until_s + OVERDUE_S
+            heappush(self._deadlines, (hold.until_s, call_id))
 
     def fade(self, call_id: str, state: str, now_s: float) -> None:
         """A hold counts no more, but stays known. No hold, or already released: nothing happens."""

@@ -59,6 +59,26 @@ ON CONFLICT DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd
 -- The end of a hold. Its row is there by the invariant of `counters`, or was pruned long after its window.
 UPDATE counters SET nano_usd = nano_usd - ?3 WHERE counter = ?1 AND worker = ?2
 
+-- Operations ----------------------------------------------------------------------------------------------------------
+
+-- name: defer
+INSERT INTO operations (call_id, key, tenant, until_s, payload) VALUES (?, ?, ?, ?, ?)
+
+-- name: is_deferred
+SELECT EXISTS (SELECT 1 FROM operations WHERE call_id = ?1), EXISTS (SELECT 1 FROM operations WHERE key = ?2)
+
+-- name: move
+UPDATE holds SET worker = ?2, until_s = ?3 WHERE call_id = ?1
+
+-- name: operation
+SELECT key, call_id, tenant, until_s, payload FROM operations WHERE key = ?
+
+-- name: overdue
+SELECT key, call_id, tenant, until_s, payload FROM operations WHERE until_s <= ? ORDER BY until_s, call_id LIMIT ?
+
+-- name: forget
+DELETE FROM operations WHERE call_id = ?
+
 -- Settlement ----------------------------------------------------------------------------------------------------------
 
 -- name: carried
@@ -106,6 +126,9 @@ DELETE FROM counters WHERE worker = ?
 DELETE FROM holds WHERE call_id IN (
     SELECT call_id FROM holds WHERE state IN ('expired', 'lost', 'released') AND until_s <= ? LIMIT 500
 )
+
+-- name: prune_operations
+DELETE FROM operations WHERE call_id IN (SELECT call_id FROM operations WHERE until_s <= ? LIMIT 500)
 
 -- name: prune_counters
 DELETE FROM counters WHERE (counter, worker) IN (SELECT counter, worker FROM counters WHERE end_s <= ? LIMIT 500)

@@ -10,12 +10,25 @@ from typing import NamedTuple
 from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window, applicable, decide, limit_of
 from ..budgets import Budget, Scope, window
 from ..currency import MAX_NANO_USD, PICO
-from .base import DeadWorkerError, Outcome, Settlement, StaleFormsError, UnwritableError
+from .base import (
+    MAX_KEY_CHARS,
+    MAX_PAYLOAD_BYTES,
+    DeadWorkerError,
+    Operation,
+    Outcome,
+    Settlement,
+    StaleFormsError,
+    UnwritableError,
+)
 
 MARKER_S = 86_400.0
 """How long a released call is remembered."""
 COUNTER_S = 8 * 86_400.0
 """How long counters outlive their window, and expired and lost holds their end."""
+OVERDUE_S = 3600.0
+"""How long the hold of an operation outlives its time, for a worker to come and settle it."""
+ELSEWHERE = "~elsewhere"
+"""The worker that holds for operations. It sends no heartbeats and never dies."""
 
 
 class Line(NamedTuple):
@@ -133,6 +146,16 @@ def check_amount(nano_usd: int, what: str, *, least: int = -MAX_NANO_USD) -> int
             f"{what}: {nano_usd} nano-USD is outside {least} to {MAX_NANO_USD}, which is all a counter can hold"
         )
     return nano_usd
+
+
+def check_operation(operation: Operation) -> None:
+    """Raise UnwritableError for what is too long to be kept."""
+    for what, size, most in (
+        ("key", len(operation.key), MAX_KEY_CHARS),
+        ("payload", len(operation.payload), MAX_PAYLOAD_BYTES),
+    ):
+        if size > most:
+            raise UnwritableError(f"call {operation.call_id}: its operation's {what} is longer than {most}: {size}")
 
 
 def check_outcomes(outcomes: Sequence[Outcome]) -> None:

@@ -19,6 +19,7 @@ from .base import (
     Entry,
     KeyRow,
     Lease,
+    Operation,
     Outcome,
     Settled,
     Settlement,
@@ -84,6 +85,20 @@ class SQLiteStore(Store):
 
     async def release(self, call_id: str) -> None:
         await self._db.write(lambda db: ledger.release(db, call_id, self._clock()))
+
+    async def defer(self, operation: Operation) -> bool:
+        return await self._db.write(lambda db: ledger.defer(db, operation, self._clock()))
+
+    async def operation(self, key: str) -> Operation | None:
+        row = await self._db.read(lambda db: db.execute(SQL["operation"], (key,)).fetchone())
+        return None if row is None else _operation(row)
+
+    async def overdue(self, limit: int) -> list[Operation]:
+        asked = (self._clock(), max(limit, 0))
+        return [
+            _operation(row)
+            for row in await self._db.read_aside(lambda db: db.execute(SQL["overdue"], asked).fetchall())
+        ]
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
         alive = await self._db.write(lambda db: ledger.beat(db, worker, ttl_s, self._clock()))
@@ -164,6 +179,11 @@ class SQLiteStore(Store):
 
     async def retry_dead(self, sink: str) -> int:
         return await self._db.write(lambda db: outbox.retry_dead(db, sink, self._clock()))
+
+
+def _operation(row: tuple[str, str, str, float, bytes]) -> Operation:
+    key, call_id, tenant, until_s, payload = row
+    return Operation(key=key, call_id=call_id, tenant=tenant, until_s=until_s, payload=payload)
 
 
 def _set_budget(db: sqlite3.Connection, budget: Budget) -> None:

@@ -11,15 +11,18 @@ from typing import NamedTuple
 import msgspec
 
 from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window
-from .base import Settled, Settlement, complete_record
+from .base import Operation, Settled, Settlement, complete_record
 from .rules import (
     COUNTER_S,
+    ELSEWHERE,
     MARKER_S,
+    OVERDUE_S,
     Amounts,
     admit,
     carry,
     check_amount,
     check_forms,
+    check_operation,
     check_worker,
     hour_of,
     lines_of,
@@ -57,6 +60,7 @@ _CARRIED = SQL["carried"]
 _CARRY = SQL["carry"]
 _AGGREGATE = SQL["aggregate"]
 _RECORD = SQL["record"]
+_FORGET = SQL["forget"]
 
 
 class _Hold(NamedTuple):
@@ -157,6 +161,7 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_s: float) -> Sett
         if hold.state == "held":
             _lift(db, hold.worker, hold.nano_usd, hold.counters)
         db.execute(_DROP, (call_id,))
+    db.execute(_FORGET, (call_id,))
     check_amount(cost, "a charge")
     db.executemany(_ADD, [(counter, "", cost, end_s) for counter, end_s in counters])
     carried = db.execute(_CARRIED, (settlement.subscription,)).fetchone()
@@ -176,6 +181,32 @@ def release(db: sqlite3.Connection, call_id: str, now_s: float) -> None:
         if hold.state == "held":
             _lift(db, hold.worker, hold.nano_usd, hold.counters)
         db.execute(_FADE, (call_id, "released", now_s + MARKER_S))
+    db.execute(_FORGET, (call_id,))
+
+
+def defer(db: sqlite3.Connection, operation: Operation, now_s: float) -> bool:
+    """See `Store.defer`."""
+    check_operation(operation)
+    call_id = operation.call_id
+    is_deferred, is_taken = db.execute(SQL["is_deferred"], (call_id, operation.key)).fetchone()
+    hold = _find_hold(db, call_id)
+    over = hold.state == "released" if hold is not None else db.execute(_SETTLED, (call_id,)).fetchone() is not None
+    if over or is_deferred:
+        return True
+    if is_taken:
+        return False
+    db.execute(
+        SQL["defer"], (call_id, operation.key, operation.tenant, float(operation.until_s), bytes(operation.payload))
+    )
+    if hold is not None and hold.state == "held":
+        _lift(db, hold.worker, hold.nano_usd, hold.counters)
+        if hold.is_live(now_s):
+            counters = _decode_counters(hold.counters) if hold.nano_usd else ()
+            db.executemany(_ADD, [(counter, ELSEWHERE, hold.nano_usd, end_s) for counter, end_s in counters])
+            db.execute(SQL["move"], (call_id, ELSEWHERE, operation.until_s + OVERDUE_S))
+        else:
+            db.execute(_FADE, (call_id, "expired", now_s + COUNTER_S))
+    return True
 
 
 def beat(db: sqlite3.Connection, worker: str, ttl_s: float, now_s: float) -> bool:
@@ -194,6 +225,7 @@ def tend(db: sqlite3.Connection, now_s: float) -> None:
         db.execute(SQL["unhold"], (worker,))
         db.execute(SQL["bury"], (worker, now_s))
     db.execute(SQL["prune_holds"], (now_s,))
+    db.execute(SQL["prune_operations"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_counters"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_workers"], (now_s - COUNTER_S,))
 

@@ -20,5 +20,5 @@ def _statements() -> dict[str, str]:
 
 
 SQL = _statements()
-STEPS = ("\n".join(_lines("schema.sql")),)
+STEPS = tuple("\n".join(_lines(name)) for name in ("schema.sql", "schema_2.sql"))
 """Scripts that each bring the schema one version further, the first from nothing to version 1."""

@@ -1,4 +1,4 @@
-"""The small router around the proxy, its life, and what it says to websockets."""
+"""The small router around the proxy, its life, and what it says to websockets that cannot be."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_readiness_check_that_fails_or_hangs_is_not_ready_and_says_why(
         ({}, [("websocket.close", 1011)]),
         (
             {"websocket.http.response": {}},
-            [("websocket.http.response.start", 501), ("websocket.http.response.body", None)],
+            [("websocket.http.response.start", 502), ("websocket.http.response.body", None)],
         ),
     ],
 )
@@ -81,8 +81,10 @@ async def test_websockets_are_turned_away_politely(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = gateway_app(Proxy([Upstream(name="up", url="http://127.0.0.1:1")]), always)
-    await app({"type": "websocket", "path": "/v1/realtime", "extensions": extensions}, receive, send)
+    proxy = Proxy([Upstream(name="up", url="http://127.0.0.1:1")])
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "extensions": extensions}
+    await gateway_app(proxy, always)(scope, receive, send)
+    await proxy.aclose()
     assert [(message["type"], message.get("code", message.get("status"))) for message in sent] == answers
 
 

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
-from askii_middleware.providers import find_apis
+from askii_middleware.providers import choose_api, find_apis
 from askii_middleware.providers.base import Api, CallRequest, StreamReader
+from askii_middleware.usage import Report
 
 CORPUS = Path(__file__).parents[2] / ".." / "shared" / "corpus"
 NO_CORPUS = "the recorded provider bodies (../shared/corpus) are not here"
@@ -54,8 +56,27 @@ def entries() -> list[dict[str, Any]]:
 
 
 def entry_api(entry: dict[str, Any]) -> Api | None:
-    found = find_apis(entry["request_path"].partition("?")[0])
-    return found[0] if found else None
+    """The API that a recorded answer was given by: of those that share its path, the one the request belongs to."""
+    found = find_apis(unquote(entry["request_path"].partition("?")[0]))
+    if entry["method"] != "POST" or len(found) < 2:
+        return found[0] if found and entry["method"] == "POST" else None
+    from tests.support.recordings import Recording, request_for  # noqa: PLC0415 - it imports this module
+
+    return choose_api(found, raw_fields(request_for(Recording(0, entry)).body))
+
+
+def is_streamed(entry: dict[str, Any]) -> bool:
+    from tests.support.recordings import Recording  # noqa: PLC0415 - as above
+
+    return Recording(0, entry).streamed
+
+
+def read_headers(api: Api, entry: dict[str, Any], report: Report) -> None:
+    """Merge what the recorded answer's own headers say, as the middleware does once the body was read."""
+    given = {name.lower().encode(): value.encode() for name, value in entry["response_headers"].items()}
+    found = {name: value for name, value in given.items() if name in api.answer_headers}
+    if found:
+        api.absorb_headers(report, found)
 
 
 def recorded(entry: dict[str, Any]) -> bytes:

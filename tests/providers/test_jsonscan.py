@@ -107,3 +107,17 @@ def test_the_end_of_the_object_is_noticed() -> None:
 def test_nothing_in_malformed_bytes_raises(data: bytes, places: list[int]) -> None:
     scan(cut_at(data, places))
     without_members(data, "usage")
+
+
+@given(st.binary(max_size=40) | st.text('{}[]":,\\a ', max_size=60).map(str.encode), st.lists(st.integers(0, 60)))
+def test_what_is_no_object_is_scanned_alike_at_any_split(text: bytes, places: list[int]) -> None:
+    scanners = TopLevelScanner(WANTED, 5), TopLevelScanner(WANTED, 5)
+    for scanner, chunks in zip(scanners, ([text], cut_at(text, places)), strict=True):
+        for chunk in chunks:
+            scanner.push(chunk)
+    one, other = scanners
+    assert (one.members, one.closed) == (other.members, other.closed)
+
+
+def test_what_stands_behind_the_object_is_not_its_own() -> None:
+    assert scan([b'{"id":"a"}{"id":"b","usage":{}}']) == scan([b'{"id":"a"}', b'{"id":"b"}']) == {"id": b'"a"'}

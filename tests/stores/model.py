@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from askii_middleware.budgets import window
+from askii_middleware.stores.rules import ELSEWHERE, OVERDUE_S
 
 from .support import Clock
 
@@ -28,9 +29,11 @@ class Model:
     clock: Clock
     limits: dict[str, tuple[int | None, bool]] = field(default_factory=dict)
     """Stored daily budgets by scope: limit, enabled."""
-    workers: dict[str, float] = field(default_factory=dict)
+    workers: dict[str, float] = field(default_factory=lambda: {ELSEWHERE: float("inf")})
     buried: set[str] = field(default_factory=set)
     calls: dict[str, Call] = field(default_factory=dict)
+    operations: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Key and end of what goes on elsewhere, by call."""
 
     def alive(self, worker: str) -> bool:
         return worker not in self.buried and self.workers.get(worker, 0) > self.clock.now_s
@@ -92,6 +95,7 @@ class Model:
 
     def settle(self, name: str, tenant: str, cost: int) -> tuple[bool, bool]:
         """Late, duplicate."""
+        self.operations.pop(name, None)
         call = self.calls.get(name)
         if call is None:
             counters = tuple(self.lines(tenant, self.clock.now_s))
@@ -104,8 +108,26 @@ class Model:
         return call.late, False
 
     def release(self, name: str) -> None:
+        self.operations.pop(name, None)
         if name in self.calls and self.calls[name].state != "settled":
             self.calls[name].state = "released"
+
+    def defer(self, name: str, key: str, until_s: float) -> bool:
+        call = self.calls.get(name)
+        if name in self.operations or (call is not None and call.state in ("settled", "released")):
+            return True
+        if key in [taken for taken, _ in self.operations.values()]:
+            return False
+        self.operations[name] = key, until_s
+        if call is not None and self.live(call):
+            call.worker, call.deadline_s = ELSEWHERE, until_s + OVERDUE_S
+        elif call is not None and call.state == "held":
+            call.state = "expired"
+        return True
+
+    def overdue(self) -> list[str]:
+        due = [(until_s, name) for name, (_, until_s) in self.operations.items() if until_s <= self.clock.now_s]
+        return [name for _, name in sorted(due)]
 
     def heartbeat(self, worker: str, ttl_s: float) -> bool:
         alive = worker not in self.workers or self.alive(worker)

@@ -16,7 +16,7 @@ from askii_middleware.currency import parse_rate
 from askii_middleware.stores import open_store
 from askii_middleware.stores.base import Outcome
 
-from .support import Client, Clock
+from .support import DAY_S, Client, Clock
 
 LIMIT = 10_000_000_000
 RATE = parse_rate("1234567")
@@ -54,6 +54,32 @@ async def rush(path: str, name: str) -> None:
     await client.store.close()
 
 
+async def defer(path: str) -> None:
+    """Hold for a call, give it away, and wait to be killed."""
+    client = await connect(path, "victim")
+    await client.store.heartbeat("mortal", 60)
+    await client.reserve("deferred", 100, worker="mortal")
+    await client.defer("deferred", for_s=DAY_S)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+async def sight(path: str, name: str) -> None:
+    """At the word, settle all operations; tells those it was the first to settle."""
+    client = await connect(path, name)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    charged = []
+    for n in range(50):
+        found = await client.store.operation(f"k:c{n}")
+        if found is not None:
+            await asyncio.sleep(0)
+            if not (await client.settle(found.call_id, 93, rate=RATE)).duplicate:
+                charged.append(found.call_id)
+    print(json.dumps(charged), flush=True)
+    await client.store.close()
+
+
 async def work(path: str, seed: int) -> None:
     """Calls without end, five at a time, and deliveries between them, until somebody kills it."""
     rng = random.Random(seed)
@@ -65,6 +91,8 @@ async def work(path: str, seed: int) -> None:
             name, tenant = f"{seed}-{lane}-{n}", rng.choice(TENANTS)
             hold = rng.randrange(1, 3000)
             admission = await client.reserve(name, hold, tenant=tenant, worker=worker)
+            if rng.random() < 0.3:
+                await client.defer(name, for_s=0)
             await asyncio.sleep(rng.choice([0, 0.003]))
             cost = rng.randrange(hold + 1)
             if admission.candidate is None or rng.random() < 0.1:
@@ -118,6 +146,10 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["rush", path, name]:
             asyncio.run(rush(path, name))
+        case ["defer", path]:
+            asyncio.run(defer(path))
+        case ["sight", path, name]:
+            asyncio.run(sight(path, name))
         case ["breed", path]:
             breed(path)
         case ["hold", path]:

@@ -11,7 +11,7 @@ import msgspec
 from askii_middleware.admission import Admission, BudgetState, Candidate, Match, ReserveRequest
 from askii_middleware.budgets import Budget, BudgetIndex
 from askii_middleware.currency import Rate, parse_rate, split_coins
-from askii_middleware.stores.base import AggregateRow, Outcome, Settled, Settlement, Store
+from askii_middleware.stores.base import AggregateRow, Operation, Outcome, Settled, Settlement, Store
 
 NOON_S = 1_767_268_800.0
 """2026-01-01T12:00Z."""
@@ -120,6 +120,13 @@ class Client:
 
     async def settle(self, call_id: str, cost: int = 100, **options: Any) -> Settled:
         return await self.store.settle(self.settlement(call_id, cost, **options))
+
+    async def defer(self, call_id: str, key: str = "", *, for_s: float = 3600.0, payload: bytes = b"p") -> bool:
+        """Under the key `k:<call id>`, unless another one is given."""
+        until_s = self.clock.now_s + for_s
+        return await self.store.defer(
+            Operation(key=key or f"k:{call_id}", call_id=call_id, tenant="acme", until_s=until_s, payload=payload)
+        )
 
     async def status(self, tenant: str = "acme") -> list[BudgetState]:
         windows = self.index.windows(self.clock.now_s)

@@ -24,6 +24,7 @@ NAMES = st.sampled_from([f"call{n}" for n in range(7)])
 TENANTS = st.sampled_from(["acme", "other"])
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 AMOUNTS = st.integers(0, 60)
+KEYS = st.sampled_from(["k1", "k2", "k3"])
 
 
 class Ledgers(RuleBasedStateMachine):
@@ -120,6 +121,11 @@ class Ledgers(RuleBasedStateMachine):
         for client in self.clients:
             self.run(client.store.release(name))
 
+    @rule(name=NAMES, key=KEYS, for_s=st.sampled_from([0.0, 10.0, 600.0]))
+    def defer(self, name: str, key: str, for_s: float) -> None:
+        expected = self.model.defer(name, key, self.clock.now_s + for_s)
+        assert [self.run(client.defer(name, key, for_s=for_s)) for client in self.clients] == [expected] * 2
+
     @invariant()
     def ledgers_equal_the_model(self) -> None:
         model = self.model
@@ -136,6 +142,11 @@ class Ledgers(RuleBasedStateMachine):
                 held,
                 lost,
             )
+            assert [o.call_id for o in self.run(client.store.overdue(10))] == model.overdue()
+            for key in ("k1", "k2", "k3"):
+                found = self.run(client.store.operation(key))
+                taken = [(name, until_s) for name, (its, until_s) in model.operations.items() if its == key]
+                assert [(found.call_id, found.until_s)] == taken if found is not None else not taken
             for tenant in ("acme", "other"):
                 states = self.run(client.status(tenant))
                 lines = model.lines(tenant, self.clock.now_s)

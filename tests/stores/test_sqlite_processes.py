@@ -65,6 +65,9 @@ def audit(path: Path) -> None:
         assert value("SELECT sum(nano_usd) FROM counters WHERE worker = ''") == charged
         assert value("SELECT max(nano_usd) FROM counters WHERE worker = ''") <= LIMIT
         assert value("SELECT count(*) FROM holds JOIN records USING (call_id)") == 0
+        assert value("SELECT count(*) FROM operations JOIN records USING (call_id)") == 0
+        elsewhere = "SELECT call_id FROM holds WHERE state = 'held' AND worker = '~elsewhere'"
+        assert value(f"SELECT count(*) FROM ({elsewhere}) WHERE call_id NOT IN (SELECT call_id FROM operations)") == 0
         held = "SELECT {} FROM holds, json_each(holds.counters) AS j WHERE state = 'held' GROUP BY 1, 2"
         assert set(db.execute(held.format("json_extract(j.value, '$[0]'), worker, sum(nano_usd)"))) == set(
             db.execute("SELECT counter, worker, nano_usd FROM counters WHERE worker <> '' AND nano_usd > 0")

@@ -144,7 +144,8 @@ async def ask(
         body = json.dumps(body).encode()
     if client is None:
         client = Client([body] if isinstance(body, bytes) else body)
-    scope = {**(scope or http_scope(path, method, [JSON, *headers])), **more}
+    typed = any(name.lower() == b"content-type" for name, _ in headers)
+    scope = {**(scope or http_scope(path, method, [*headers] if typed else [JSON, *headers])), **more}
     try:
         await app(scope, client.receive, client.send)
     except Exception as error:  # what a server would log
