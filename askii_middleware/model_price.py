@@ -43,7 +43,7 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
 
 BUCKETS = tuple(_UNITS)
 AMOUNTS = frozenset(name for name, _ in _UNITS.values())
-assert TokenUsage.__struct_fields__ == (*BUCKETS, "anomalous")
+assert TokenUsage.__struct_fields__ == (*BUCKETS, "anomalous", "largest_prompt")
 
 _PARENTS: dict[str, tuple[str, ...]] = {
     "cache_read": ("input",),

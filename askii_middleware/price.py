@@ -113,7 +113,8 @@ class Price:
         `unpriced` says that a used bucket has no price. Calls (`request`) set it only where nothing else was priced:
         most models have no fee per call.
         """
-        rates = self._rates[bisect_left(self._starts, usage.input_tokens) if self._starts else 0]
+        starts = self._starts
+        rates = self._rates[bisect_left(starts, usage.largest_prompt or usage.input_tokens) if starts else 0]
         denominator = self._denominator
         total = 0
         unpriced = uncharged_calls = False
@@ -155,9 +156,7 @@ class Price:
     def covers(self, usage: TokenUsage) -> bool:
         """Whether every bucket that was used has a price."""
         return all(
-            rate is not None
-            for quantity, rate in zip(astuple(usage), self._rates[0], strict=False)
-            if quantity is not True and quantity > 0
+            rate is not None for quantity, rate in zip(astuple(usage), self._rates[0], strict=False) if quantity > 0
         )
 
     def hold(

@@ -6,6 +6,8 @@ each in its own way. A price applies to disjoint buckets, so the parts are taken
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import msgspec
 
 
@@ -37,6 +39,8 @@ class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     second: int = 0
     anomalous: bool = False
     """True where the reported counts contradicted each other and were clamped."""
+    largest_prompt: int = 0
+    """Of a sum over several calls: the tokens of the largest prompt, by which a price's tier is chosen. 0: one call."""
 
     @property
     def input_tokens(self) -> int:
@@ -142,6 +146,25 @@ class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 NOTHING_USED = TokenUsage()
+TIER_STARTS = (100_000, 128_000, 199_999, 200_000, 256_000, 272_000, 512_000)
+"""Prompt sizes above which makers charge whole calls at other prices (every start in genai-prices 0.2 from 100,000
+on). Sums of calls keep to prompts between two of these, so that each is charged at its own tier.
+"""
+
+
+def prompt_class(usage: TokenUsage) -> int:
+    """Between which two of `TIER_STARTS` the prompt of one call lies."""
+    return bisect_left(TIER_STARTS, usage.input_tokens)
+
+
+def added(one: TokenUsage, other: TokenUsage) -> TokenUsage:
+    """The sum of what several calls used, bucket by bucket."""
+    names = [name for name in one.__struct_fields__ if name not in ("anomalous", "largest_prompt")]
+    return TokenUsage(
+        **{name: getattr(one, name) + getattr(other, name) for name in names},
+        anomalous=one.anomalous or other.anomalous,
+        largest_prompt=max(one.largest_prompt or one.input_tokens, other.largest_prompt or other.input_tokens),
+    )
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from askii_middleware.errors import ConfigurationError
 from askii_middleware.model_price import AMOUNTS, BUCKETS, ModelPrice
 from askii_middleware.price import Bill, Price
-from askii_middleware.usage import TokenUsage
+from askii_middleware.usage import TIER_STARTS, TokenUsage, added, prompt_class
 
 GPT_4O_MINI = ModelPrice(input_usd_per_mtok=0.15, output_usd_per_mtok=0.6, cache_read_usd_per_mtok=0.075)
 """developers.openai.com/api/docs/pricing, 2026-11."""
@@ -357,3 +357,24 @@ def test_what_a_price_serves_depends_on_the_kind_of_call() -> None:
     assert [embedding.serves(kind) for kind in kinds] == [False, True, True]
     assert [pages.serves(kind) for kind in kinds] == [False, False, True]
     assert not Price("d", ModelPrice()).serves("ocr")
+
+
+def test_a_sum_of_calls_is_charged_at_the_tier_of_its_largest_prompt() -> None:
+    price = Price("m", ModelPrice(input_usd_per_mtok=1, tiers={200_000: {"input_usd_per_mtok": 2}}))
+    small, large = TokenUsage(input=150_000), TokenUsage(input=250_000)
+    assert price.charge(added(added(small, small), small)).nano_usd == 450_000_000
+    assert price.charge(added(large, large)).nano_usd == 1_000_000_000
+    assert prompt_class(small) != prompt_class(large)
+
+
+@given(st.lists(st.integers(0, 600_000), min_size=1, max_size=20), st.sampled_from(TIER_STARTS))
+def test_sums_by_class_cost_what_their_calls_do(prompts: list[int], start: int) -> None:
+    price = Price("m", ModelPrice(input_usd_per_mtok=1, tiers={start: {"input_usd_per_mtok": 2}}))
+    sums: dict[int, TokenUsage] = {}
+    for prompt in prompts:
+        usage = TokenUsage(input=prompt)
+        key = prompt_class(usage)
+        sums[key] = added(sums[key], usage) if key in sums else usage
+    assert sum(price.charge(s).nano_usd for s in sums.values()) == sum(
+        price.charge(TokenUsage(input=prompt)).nano_usd for prompt in prompts
+    )

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 MAX_FAILURES = 5
 """Of one family; then the next one's turn comes."""
 MAX_SHOWN = 1500
-ENDLESS_CHUNKS = 50
+ENDLESS_CHUNKS = 180
 """Of 64 kB each."""
-MAX_HELD_BYTES = 3 << 19
+MAX_HELD_BYTES = {"ResultsReader": 10 << 20}
+"""By kind of reader, where one line may be longer: a batch's results of 8 MB each."""
+USUAL_HELD_BYTES = 3 << 19
 """An event or line of 1 MB, or a dozen members of 64 kB, and what is made of them."""
 
 
@@ -116,7 +118,7 @@ def memory() -> tuple[int, list[str]]:
             for _ in range(ENDLESS_CHUNKS):
                 take(chunk)
             kept = held_bytes(reader, set())
-            if kept > MAX_HELD_BYTES:
+            if kept > MAX_HELD_BYTES.get(type(reader).__name__, USUAL_HELD_BYTES):
                 grown.append(f"{what} keeps {kept:,} bytes of {ENDLESS_CHUNKS * len(chunk):,} of {kind}")
     return made, grown
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ..usage import NOTHING_USED, Report, TokenUsage
+from ..usage import NOTHING_USED, Report, TokenUsage, added, prompt_class
 from .anthropic import MessagesApi
 from .anthropic_common import absorb_messages
 from .base import BatchItems, CallRequest, InvalidRequestError, Refusal, Rewrite, StreamReader
@@ -25,6 +25,7 @@ BATCH = "batch"
 MAX_LINE_BYTES = 8_388_608
 """A message of 128,000 tokens, with what its server tools found, fits many times."""
 MAX_MODELS = 100
+MAX_SUMS = 8 * MAX_MODELS
 _decode_requests = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_params = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -107,14 +108,15 @@ class MessageBatchesApi(MessagesApi):
 
 
 class ResultsReader(StreamReader):
-    """Sums the usage of all results, by model. The report says nothing before the last line has been read, and stays
+    """Sums the usage of all results, by model and by the class of the prompt. The report says nothing before the last
+    line has been read, and stays
     unfinished where a line could not be: part of a sum is no sum.
     """
 
     def __init__(self) -> None:
         self.report = Report(service_tier=BATCH)
         self._lines = LineFramer(MAX_LINE_BYTES)
-        self._sums: dict[str, TokenUsage] = {}
+        self._sums: dict[tuple[str, int], TokenUsage] = {}
         self._complete = True
 
     def feed(self, chunk: bytes) -> bytes:
@@ -128,9 +130,9 @@ class ResultsReader(StreamReader):
         report = self.report
         if self._complete and not self._lines.left_out:
             ranked = sorted(self._sums.items(), key=lambda entry: entry[1].total_tokens, reverse=True)
-            first, report.usage = ranked[0] if ranked else ("", NOTHING_USED)
+            (first, _), report.usage = ranked[0] if ranked else (("", 0), NOTHING_USED)
             report.model = first or None  # a result without a model: as the batch's others
-            report.other_usage = tuple([(model or first, usage) for model, usage in ranked[1:]])
+            report.other_usage = tuple([(model or first, usage) for (model, _), usage in ranked[1:]])
             report.finished = True
         return b""
 
@@ -151,16 +153,12 @@ class ResultsReader(StreamReader):
                 self._add(model, usage)
 
     def _add(self, model: str, usage: TokenUsage) -> None:
-        known = self._sums.get(model)
-        if known is None and len(self._sums) == MAX_MODELS:
+        key = (model, prompt_class(usage))
+        known = self._sums.get(key)
+        if known is None and len(self._sums) == MAX_SUMS:
             self._complete = False
             return
-        self._sums[model] = usage if known is None else _sum(known, usage)
-
-
-def _sum(one: TokenUsage, other: TokenUsage) -> TokenUsage:
-    counts = {name: getattr(one, name) + getattr(other, name) for name in one.__struct_fields__ if name != "anomalous"}
-    return TokenUsage(**counts, anomalous=one.anomalous or other.anomalous)
+        self._sums[key] = usage if known is None else added(known, usage)
 
 
 def _params(fields: Mapping[str, msgspec.Raw]) -> list[tuple[dict[str, msgspec.Raw], int]]:

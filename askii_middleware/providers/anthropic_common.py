@@ -114,9 +114,10 @@ def _absorb_usage(report: Report, usage: object) -> None:
     if not isinstance(usage, dict):
         return
     report.usage = anthropic_usage(usage, report.usage)
+    was_fast = report.service_tier == FAST
     absorb_cost(report, usage)
     speed = text(usage, "speed")
-    if speed == FAST or (speed is None and report.service_tier == FAST):
+    if speed == FAST or (speed is None and was_fast):
         report.service_tier = FAST  # whatever `service_tier` says beside it
     else:
         report.service_tier = text(usage, "service_tier") or report.service_tier

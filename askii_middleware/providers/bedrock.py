@@ -94,7 +94,8 @@ class ConverseApi(BedrockApi):
     def recognises(self, answer: Mapping[str, Any]) -> bool:
         if "stopReason" in answer and "output" in answer:
             return True
-        return any(name in _EVENTS and isinstance(value, dict) for name, value in answer.items())
+        # An event, as boto3 hands it out, is the only member; others have a member `metadata` among many.
+        return len(answer) == 1 and any(name in _EVENTS and isinstance(value, dict) for name, value in answer.items())
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         if is_error(answer):

@@ -9,12 +9,12 @@ Source: google-genai SDK 3.4 (`batches.py`), a recorded batch of two requests (2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from ..usage import Report, TokenUsage
+from ..usage import Report, TokenUsage, added, prompt_class
 from .base import BatchItems, CallRequest, InvalidRequestError, Rewrite, StreamReader
 from .counts import member, text, total
 from .fields import DECODE_ERRORS, decode_json, encode_members, is_set, raw_value, read_raw_object, read_text
@@ -109,8 +109,10 @@ class GeminiBatchesApi(GeminiApi):
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         output = member(member(answer, "metadata"), "output")
-        usages = list(_usages(member(answer, "response"))) or list(_usages(output))
-        _absorb(report, answer, _sum(usages))
+        sums = _Sums()
+        for usage in list(_usages(member(answer, "response"))) or list(_usages(output)):
+            sums.add(usage)
+        _absorb(report, answer, sums.ranked())
 
 
 class BatchReader(StreamReader):
@@ -120,7 +122,7 @@ class BatchReader(StreamReader):
         self.report = Report()
         self._scanner = PathScanner((*_HEAD_PATHS, *_COUNT_PATHS))
         self._head: dict[str, Any] = {"metadata": {}}
-        self._sums: dict[tuple[str, ...], TokenUsage | None] = dict.fromkeys(_PLACES)
+        self._sums = {place: _Sums() for place in _PLACES}
 
     def feed(self, chunk: bytes) -> bytes:
         self._scanner.push(chunk)
@@ -132,8 +134,7 @@ class BatchReader(StreamReader):
                 continue  # no counts look like this
             place = _COUNT_PATHS.get(path)
             if place is not None:
-                usage = _usage({path[-1]: value})
-                self._sums[place] = _sum(each for each in (self._sums[place], usage) if each is not None)
+                self._sums[place].add(_usage({path[-1]: value}))
             elif len(path) == 1:
                 self._head[path[0]] = value
             else:
@@ -141,7 +142,7 @@ class BatchReader(StreamReader):
         return chunk
 
     def finish(self) -> bytes:
-        _absorb(self.report, self._head, self._sums[_PLACES[0]] or self._sums[_PLACES[1]])
+        _absorb(self.report, self._head, self._sums[_PLACES[0]].ranked() or self._sums[_PLACES[1]].ranked())
         self.report.finished = self._scanner.closed
         return b""
 
@@ -159,7 +160,7 @@ def _requests(batch: Mapping[str, msgspec.Raw]) -> list[dict[str, msgspec.Raw]] 
     return None
 
 
-def _absorb(report: Report, head: Mapping[str, Any], usage: TokenUsage | None) -> None:
+def _absorb(report: Report, head: Mapping[str, Any], sums: list[TokenUsage]) -> None:
     metadata = member(head, "metadata")
     name = text(head, "name") or ""
     if name.startswith(_PREFIX):
@@ -169,7 +170,9 @@ def _absorb(report: Report, head: Mapping[str, Any], usage: TokenUsage | None) -
     report.failed = report.failed or ended_badly
     if head.get("done") is True or ended_badly:
         report.service_tier = BATCH_TIER
-        report.usage = usage or report.usage
+        if sums:
+            report.usage = sums[0]
+            report.other_usage = tuple([(report.model or "", usage) for usage in sums[1:]])
     # What failed as a whole cost nothing; what was done but is not counted here is estimated at its end.
     report.deferred = bool(name) and not ended_badly and report.usage is None
 
@@ -190,13 +193,18 @@ def _usage(answer: Mapping[str, Any]) -> TokenUsage | None:
     return usage if usage is not None or tokens is None else TokenUsage.from_totals(tokens, 0)
 
 
-def _sum(usages: Iterable[TokenUsage]) -> TokenUsage | None:
-    """Counts added up bucket by bucket; None if there are none."""
-    added: TokenUsage | None = None
-    for usage in usages:
-        if added is None:
-            added = usage
-        else:
-            names = usage.__struct_fields__
-            added = TokenUsage(**{name: getattr(added, name) + getattr(usage, name) for name in names})
-    return added
+class _Sums:
+    """Counts of many items, added up by the class of their prompts."""
+
+    def __init__(self) -> None:
+        self._by_class: dict[int, TokenUsage] = {}
+
+    def add(self, usage: TokenUsage | None) -> None:
+        if usage is not None:
+            key = prompt_class(usage)
+            known = self._by_class.get(key)
+            self._by_class[key] = usage if known is None else added(known, usage)
+
+    def ranked(self) -> list[TokenUsage]:
+        """The largest sum first; empty if nothing was counted."""
+        return sorted(self._by_class.values(), key=lambda usage: usage.total_tokens, reverse=True)

@@ -123,7 +123,7 @@ class OllamaGenerateApi(OllamaApi):
     required = ("prompt", "images")
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
-        return "done" in answer and "response" in answer
+        return "done" in answer and isinstance(answer.get("response"), str)  # in Gemini's operations it is an object
 
 
 class OllamaEmbedApi(OllamaApi):

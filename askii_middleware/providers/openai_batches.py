@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ..usage import Report
 from .base import BatchItems, CallRequest, StreamReader
@@ -69,8 +70,10 @@ class BatchesApi(OpenAiApi):
         # Members come one by one where the answer is large: everything is decided anew from those there are.
         report.deferred = state in _GOING_ON or state in _MISTRAL_GOING_ON
         over = bool(state) and not report.deferred
-        report.usage = openai_usage(answer.get("usage")) if over else None
+        usage = openai_usage(answer.get("usage")) if over else None
         done = total(member(answer, "request_counts"), "completed") or total(answer, "completed_requests")
+        # Of the prompts only the sum is told: the average decides their tier.
+        report.usage = usage and replace(usage, largest_prompt=-(-usage.input_tokens // max(done or 1, 1)))
         nothing_done = state in _BROKEN_OFF and report.usage is None and not done
         report.failed = bool(answer.get("error")) or nothing_done
         report.finished = over

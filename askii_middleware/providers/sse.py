@@ -14,7 +14,8 @@ from ..usage import Report
 from .base import StreamReader
 from .fields import decode_object
 
-MAX_EVENT_BYTES = 1_048_576
+MAX_EVENT_BYTES = 16_777_216
+"""Events with text have a few hundred bytes. One with an image, and its usage behind that, has some megabytes."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -45,7 +46,14 @@ class Framer:
 
     def push(self, chunk: bytes) -> list[Block]:
         """The blocks that these bytes complete."""
-        if self.idle and chunk[-2:] == b"\n\n" and chunk[:1] != b"\n" and b"\r" not in chunk and b"\n\n\n" not in chunk:
+        if (
+            self.idle
+            and chunk[-2:] == b"\n\n"
+            and chunk[:1] != b"\n"
+            and b"\r" not in chunk
+            and b"\n\n\n" not in chunk
+            and len(chunk) <= self._max_event_bytes
+        ):
             return [_whole(event + b"\n\n") for event in chunk[:-2].split(b"\n\n")]
         if self._line:
             self._line += chunk
@@ -90,7 +98,9 @@ class Framer:
         self._mid_line = False
 
     def _end(self) -> Block:
-        data = None if self._passing or not self._data else b"\n".join(self._data)
+        # An event that came at once is read or not as if it had come in pieces: its size alone decides.
+        long = self._passing or self._size > self._max_event_bytes
+        data = None if long or not self._data else b"\n".join(self._data)
         block = Block(b"".join(self._raw), data)
         self._raw.clear()
         self._data.clear()

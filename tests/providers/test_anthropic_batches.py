@@ -147,7 +147,7 @@ def test_results_are_summed_by_model_and_the_main_one_comes_first(size: int) -> 
     assert report.finished
     assert report.service_tier == "batch"
     assert (report.model, report.usage) == ("claude-opus-5", TokenUsage(input=100, cache_write=5, output=9))
-    assert report.other_usage == (("claude-haiku-4-5", TokenUsage(input=4, output=2)),)
+    assert report.other_usage == (("claude-haiku-4-5", TokenUsage(input=4, output=2, largest_prompt=3)),)
 
 
 def test_nothing_is_said_before_the_last_line() -> None:
@@ -190,4 +190,4 @@ def test_the_recorded_results_come_to_what_the_manifest_says(size: int) -> None:
     reader = ResultsReader()
     assert feed(reader, cut(body, size)) == body
     assert reader.report.model == "claude-haiku-4-5-20251001"
-    assert reader.report.usage == TokenUsage(input=39, output=9)
+    assert reader.report.usage == TokenUsage(input=39, output=9, largest_prompt=20)

@@ -295,17 +295,21 @@ def test_a_batch_goes_on_until_it_is_done_and_counts_each_item_once() -> None:
     assert state(operation("BATCH_STATE_PENDING")) == (True, False, None)
     assert state(operation("BATCH_STATE_RUNNING", done=False)) == (True, False, None)
     answers: list[Any] = [{"usageMetadata": metadata()}, {"usageMetadata": metadata()}, {"error": {}}]
-    assert state(done(*answers)) == (False, False, TokenUsage(input=20, output=8))
+    assert state(done(*answers)) == (False, False, TokenUsage(input=20, output=8, largest_prompt=10))
     finished = done(*answers)
     del finished["response"]
-    assert state(finished) == (False, False, TokenUsage(input=20, output=8))
+    assert state(finished) == (False, False, TokenUsage(input=20, output=8, largest_prompt=10))
 
 
 def test_a_batch_of_embeddings_counts_tokens() -> None:
     finished = done({"embedding": {"values": [0.1]}, "tokenCount": "x"}, name="inlinedEmbedContentResponses")
     assert state(finished) == (True, False, None)
     answers: list[Any] = [{"embedding": {"values": [0.1] * 9_999}, "tokenCount": 5}] * 3
-    assert state(done(*answers, name="inlinedEmbedContentResponses")) == (False, False, TokenUsage(input=15))
+    assert state(done(*answers, name="inlinedEmbedContentResponses")) == (
+        False,
+        False,
+        TokenUsage(input=15, largest_prompt=5),
+    )
 
 
 def test_a_batch_that_failed_is_over_and_one_whose_results_are_in_a_file_is_not() -> None:
@@ -328,7 +332,7 @@ def test_both_kinds_of_batches_share_a_path_and_each_knows_its_own() -> None:
 @pytest.mark.skipif(not CORPUS.exists(), reason=NO_CORPUS)
 def test_the_recorded_batch_counts_its_two_items() -> None:
     body = (CORPUS / "gemini/batch_inlined_done.json").read_bytes()
-    expected = TokenUsage(input=26, output=2, reasoning=96)
+    expected = TokenUsage(input=26, output=2, reasoning=96, largest_prompt=13)
     assert absorbed(GeminiBatchesApi(), json.loads(body)).usage == expected
     for size in (1, 7, 64, 1000, len(body)):
         reader = GeminiBatchesApi().body_reader()

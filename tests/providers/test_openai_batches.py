@@ -26,7 +26,7 @@ USAGE = {
     "input_tokens_details": {"cached_tokens": 6},
     "output_tokens_details": {"reasoning_tokens": 128},
 }
-USED = TokenUsage(input=30, cache_read=6, output=96, reasoning=128)
+USED = TokenUsage(input=30, cache_read=6, output=96, reasoning=128, largest_prompt=36)
 
 
 def batch(status: str, **members: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_the_recorded_batch_yields_its_usage_at_any_split() -> None:
         reader = API.body_reader()
         assert feed(reader, cut(body, size)) == body
         assert reader.report == expected
-    assert expected.usage == TokenUsage(input=36, output=96, reasoning=128)
+    assert expected.usage == TokenUsage(input=36, output=96, reasoning=128, largest_prompt=18)
     assert expected.model == "gpt-5-nano-2025-08-07"
     assert expected.service_tier == "batch"
     assert expected.provider_request_id == "batch_6a85c08a63188190982c56b42faa4ff5"
