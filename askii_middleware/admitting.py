@@ -131,7 +131,9 @@ class Admitter:
             return sum(self._hold_for_items(spec, items) for items in spec.items) or UNPRICED_HOLD_NANO_USD
         units = None if spec.units is NOTHING_USED else spec.units
         hold = price.hold(entering, leaving, media=spec.media, units=units) if price else UNPRICED_HOLD_NANO_USD
-        return hold + self._hold_for_others(spec, entering, leaving) if spec.other_models else hold
+        for model in spec.alternatives:
+            hold = max(hold, self._hold_for(model, spec, entering, leaving))
+        return hold + sum(self._hold_for(model, spec, entering, leaving) for model in spec.other_models)
 
     def _hold_for_items(self, spec: CallSpec, items: BatchItems) -> int:
         price = self.price_of(items.model, provider=spec.provider)
@@ -145,15 +147,12 @@ class Admitter:
             leaving += items.unlimited * (known or self._default_max_output_tokens)
         return price.hold(items.input_tokens, leaving, media=spec.media)
 
-    def _hold_for_others(self, spec: CallSpec, entering: int, leaving: int) -> int:
-        """Models that the request lets the provider call besides, each bounded as the call itself."""
-        total = 0
-        for model in spec.other_models:
-            price = self.price_of(model, provider=spec.provider)
-            if price is None and self._unknown_price != "allow":
-                raise UnknownModelError(model)
-            total += price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
-        return total
+    def _hold_for(self, model: str, spec: CallSpec, entering: int, leaving: int) -> int:
+        """A further model that the request lets the provider call, bounded as the call itself."""
+        price = self.price_of(model, provider=spec.provider)
+        if price is None and self._unknown_price != "allow":
+            raise UnknownModelError(model)
+        return price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
 
     def _input_tokens(self, spec: CallSpec, model: str) -> int:
         if spec.counted_input is None or encoding_of(self._prices.canonical(model)) != spec.counted_input[0]:

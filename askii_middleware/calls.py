@@ -47,6 +47,7 @@ class CallSpec:
         background: the operation may go on after its answer, for a day.
         media: images or audio may be in the prompt or the answer.
         other_models: further models the request lets the provider call, billed besides.
+        alternatives: models that may answer instead; the dearest is held for.
         units: upper bounds of what is billed besides tokens.
         billed_by_request: what the call is billed where its answer reports nothing, known from the request alone.
         items: what a batch asks of each model.
@@ -71,6 +72,7 @@ class CallSpec:
     stream: bool = False
     service_tier: str | None = None
     other_models: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     units: TokenUsage = NOTHING_USED
     billed_by_request: TokenUsage | None = None
     items: tuple[BatchItems, ...] = ()

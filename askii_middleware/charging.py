@@ -80,7 +80,7 @@ class Charging(ABC):
         call.closed = True
         verdict = conclusion.verdict
         if verdict.deferred:
-            await self.operations.defer(call, conclusion.provider_request_id)
+            await self.operations.defer(call, conclusion.provider_request_id, seen_output=conclusion.seen_output)
             return None
         if verdict.usage is None:
             if call.held:

@@ -44,7 +44,9 @@ class Concluder:
         """What a call comes to, from what was read of its answer and how it ended."""
         verdict = judge(call, report, ending)
         if verdict.usage is None:
-            return Conclusion(verdict, provider_request_id=report.provider_request_id)
+            return Conclusion(
+                verdict, provider_request_id=report.provider_request_id, seen_output=report.visible_tokens
+            )
         return self.priced(
             call,
             [(report.model, verdict.usage), *report.other_usage],

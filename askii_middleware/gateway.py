@@ -172,7 +172,8 @@ class Proxy:
                 body = await _read_rest(call, body)
                 model = _model_in(body)
         route = self._pick(model)
-        url = _target(route, scope, scope.get("query_string", b""))
+        # Gemini's clients put their key there; ours is no business of the upstream's.
+        url = _target(route, scope, query_without_key(scope.get("query_string", b""), own_key=False))
         raw_headers = scope["headers"]
         headers = route.request_headers(raw_headers)
         data: bytes | io.BytesIO | AsyncIterator[bytes] | None = body or None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_LENGTH_DIGITS = 18
 BATCH_MODEL = "batch"
 """What a batch is filed under as long as it is not known which models it calls."""
+_BEFORE_JSON = b" \t\r\n\f\v\0\xef\xbb\xbf"
+"""Blanks and byte order marks."""
 _BOUNDING = frozenset(
     (
         *("model", "messages", "prompt", "input", "stream", "stream_options", "n", "best_of", "background", "tools"),
@@ -94,7 +96,8 @@ async def take_in(apis: tuple[Api, ...], scope: Mapping[str, Any], receive: Rece
         # An application's own form may live under a path like these. One that some application could take for a
         # call, with the same fields, may not pass unmetered.
         names = form_names(content_type, plain)
-        if names is None:
+        # Some servers (Go's) heed no content-type, and take JSON with text behind it or bytes that are no UTF-8.
+        if names is None or plain.lstrip(_BEFORE_JSON).startswith(b"{"):
             raise
         if choose_api(apis, dict.fromkeys(names, msgspec.Raw(b"null"))) is not None:
             raise UnreadableBodyError("send this request as JSON, not as a form") from None
@@ -173,6 +176,7 @@ def specify(
         stream=request.stream,
         service_tier=request.service_tier,
         other_models=request.other_models,
+        alternatives=request.alternatives,
         units=request.units,
         billed_by_request=request.billed_by_request,
         # Google names a batch's model once, in the path.

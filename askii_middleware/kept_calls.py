@@ -50,13 +50,15 @@ class KeptCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     service_tier: str | None = None
     billed_by_request: TokenUsage | None = None
     metadata: Mapping[str, Any] = {}
+    seen_output: int = 0
+    """Tokens of output that the call's own answer has shown before it was deferred."""
 
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeptCall).decode
 
 
-def keep(call: Call, operation: str | None) -> bytes:
+def keep(call: Call, operation: str | None, seen_output: int = 0) -> bytes:
     """What the ledger is to keep of a call, and the provider's id for what goes on."""
     spec = call.spec
     kept = KeptCall(
@@ -84,6 +86,7 @@ def keep(call: Call, operation: str | None) -> bytes:
         service_tier=spec.service_tier,
         billed_by_request=spec.billed_by_request,
         metadata=dict(spec.metadata),
+        seen_output=seen_output,
     )
     return _encode(kept)
 

@@ -224,6 +224,8 @@ class MeteredRequest:
     async def _finish(self, body: bytes) -> None:
         """The last piece of an answer that went out as it came."""
         body += self._end_reading()
+        if self._report.deferred:  # as of a plain answer: the ledger knows it before the client can ask for it
+            await self.close(self._conclude(complete=True))
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         self._complete = True
         await self.close()

@@ -23,6 +23,7 @@ from .identity import Identity
 from .providers.base import InvalidRequestError
 from .refusals import RefusedError, body_too_large, invalid_request
 from .settling import Ending
+from .usage import Report
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -73,6 +74,7 @@ class MeteredSocket:
         "_ledger",
         "_left",
         "_max_frame",
+        "_max_wait_s",
         "_over",
         "_receive",
         "_send",
@@ -102,6 +104,8 @@ class MeteredSocket:
         self._default_model = settings.default_model
         self._expose = settings.expose_amounts
         self._max_frame = settings.max_body_bytes
+        self._max_wait_s = settings.max_call_s / 2
+        """How long a hold may wait for its response to begin: what is left of its life is the response's own."""
         self._id = call_id
         self._receive = receive
         self._send = send
@@ -187,9 +191,11 @@ class MeteredSocket:
             changed, frame = self._session.sent(frame)
         except InvalidRequestError as error:
             raise invalid_request(str(error), self._id) from error
-        if not changed:
+        stale = self._stale()
+        if not changed and not stale:
             return frame
         async with self._ledger:
+            await self._renew(stale)
             await self._settle_all(changed)
             for turn in changed:
                 if turn.ending is None:
@@ -256,6 +262,23 @@ class MeteredSocket:
         self._session.admitted(turn, call.model)
         return call
 
+    def _stale(self) -> list[Turn]:
+        """Turns whose hold may be gone when they begin at last: a socket can wait longer than a hold lives."""
+        if not self._calls:
+            return []
+        oldest_s = self._tracker.clock() - self._max_wait_s
+        return [turn for turn, call in self._calls.items() if call.admitted_at_s < oldest_s and not turn.begun]
+
+    async def _renew(self, turns: Iterable[Turn]) -> None:
+        """Hold anew for turns that are still to come. Raises RefusedError."""
+        for turn in turns:
+            call = self._calls.pop(turn, None)
+            if call is not None:
+                await self._tracker.close_call(call, self._tracker.concluder.conclude(call, Report(), NOT_CALLED))
+                if turn.ending is None:
+                    turn.named, turn.request.model = False, call.model  # whoever is called is called already
+                    await self._hold(turn)
+
     def _next_id(self) -> str:
         self._count += 1
         return f"{self._id}.{self._count}"
@@ -309,7 +332,7 @@ class MeteredSocket:
     async def _settle(self, turn: Turn, call: Call) -> None:
         report, cut = turn.report, turn.ending is None and self.cut_off
         reported = report.usage is not None or report.visible_tokens > 0
-        if not reported and (turn.ending in ("dropped", "failed") or not (turn.sure or turn.begun)):
+        if not reported and (report.failed or turn.ending in ("dropped", "failed") or not (turn.sure or turn.begun)):
             ending = NOT_CALLED
         elif turn.ending in ("done", "failed"):
             report.finished = True

@@ -262,8 +262,8 @@ class AskiiMiddleware:
 
     async def _admit(self, identity: Identity, spec: CallSpec, call_id: str) -> Call:
         if identity.models:
-            deployment = () if spec.deployment is None else (spec.deployment,)
-            for model in (spec.model, *deployment, *spec.other_models, *(items.model for items in spec.items)):
+            besides = [items.model for items in spec.items] + [spec.deployment or spec.model]
+            for model in (spec.model, *spec.other_models, *spec.alternatives, *besides):
                 if not self._may_call(identity, model):
                     raise model_not_allowed(model, call_id)
         try:

@@ -81,11 +81,11 @@ class Operations:
         """Ends that were seen while the store was away, by the keys they may belong to."""
         self._unreadable: set[str] = set()
 
-    async def defer(self, call: Call, operation: str | None) -> None:
+    async def defer(self, call: Call, operation: str | None, *, seen_output: int = 0) -> None:
         """The call goes on elsewhere, under the provider's id for it; None: nobody can ever ask for it, and its hold is
-        charged when its time is up.
+        charged when its time is up. `seen_output`: tokens its answer has shown already.
         """
-        payload = keep(call, operation)
+        payload = keep(call, operation, seen_output)
         if len(payload) > MAX_PAYLOAD_BYTES:
             logger.error("call %s: what is needed to charge it later takes %d bytes", call.id, len(payload))
             await self._charge(call, self._estimate(call, operation), None)
@@ -106,8 +106,9 @@ class Operations:
         """An answer has told the state of an operation, which has one of these ids. The first that tells its end
         settles it; all others change nothing. Never raises.
 
-        A report is of an end where it is finished and not deferred. One without usage costs nothing if it has failed
-        (or was cancelled, which APIs report as failed), else what was seen of it, else the hold.
+        A report is of an end where it is finished and not deferred. One without usage costs what was seen of its
+        output. Where nothing was, it costs nothing if it has failed (or was cancelled, which APIs report as failed),
+        else the hold.
         """
         if report.finished and not report.deferred and operations:
             keys = tuple([operation_key(provider, operation) for operation in operations])
@@ -158,7 +159,9 @@ class Operations:
             logger.warning("call %s: nobody saw the end of %s; its hold is charged", call.id, operation.key)
             await self._charge(call, self._estimate(call, kept.operation), None)
             return
-        if report.usage is None and report.failed:
+        if report.usage is None:  # who has read the output cannot have it for nothing by cancelling the rest
+            report.visible_deltas = max(report.visible_deltas, kept.seen_output)
+        if report.usage is None and report.failed and not report.visible_tokens:
             await self._writer.release(call.id)
             self._released(call.spec.api)
             return

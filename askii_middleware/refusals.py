@@ -105,6 +105,15 @@ def unmetered_route(call_id: str) -> RefusedError:
     return RefusedError(refusal, "route", "unmetered")
 
 
+def mints_refused(call_id: str) -> RefusedError:
+    message = (
+        "this route hands out keys of the provider, with which calls would bypass every budget; the operator can "
+        "allow it in routes.exempt"
+    )
+    refusal = Refusal(status=403, code="route_mints_credentials", message=message, call_id=call_id)
+    return RefusedError(refusal, "route", "mints")
+
+
 def ledger_unavailable(call_id: str) -> RefusedError:
     message = "the ledger is not reachable, so the call cannot be admitted; try again shortly"
     refusal = Refusal(

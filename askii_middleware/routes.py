@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+MINTS = (
+    *("/realtime/client_secrets", "/realtime/sessions", "/realtime/transcription_sessions", "/realtime/calls"),
+    *("/realtime/translations/client_secrets", "/auth_tokens"),
+)
+"""Where OpenAI (openai 3.54, `resources/realtime`) and Gemini (google-genai 3.4, `tokens.py`) make short-lived keys, or
+open a call that goes past whoever stands before them.
+"""
 MAX_CLASS_CHARS = 64
 MAX_CLASS_SEGMENTS = 3
 MAX_WORD_CHARS = 24
@@ -57,7 +64,7 @@ class _Found(NamedTuple):
 
 
 def _find(path: str) -> _Found:
-    plain = _undisguised(path)
+    plain = undisguised(path)
     lower = plain.casefold()
     ending = lower.rstrip("/")
     capitals = [api for template, api in _LOWERED if template.matches(ending)]
@@ -67,7 +74,7 @@ def _find(path: str) -> _Found:
 _find_cached = lru_cache(maxsize=1024)(_find)
 
 
-def _undisguised(path: str) -> str:
+def undisguised(path: str) -> str:
     """What may become of a path on its way. An application that hands on the decoded path has it decoded once more at
     the other end, and has its `?` and `#` end it there; URL parsers drop line ends and blanks, or take a backslash for
     a slash; some servers drop what stands behind a semicolon.
@@ -112,7 +119,7 @@ class Routes:
 
     def apis(self, method: str, path: str) -> tuple[Api, ...]:
         """The APIs a request may belong to; empty if it is not metered. What may become a call further on is one here:
-        paths in other cases, escaped twice, with parameters (see `_undisguised`), and methods in small letters.
+        paths in other cases, escaped twice, with parameters (see `undisguised`), and methods in small letters.
 
         The APIs that the path belongs to as it stands come first. One that it belongs to in disguise only, and whose
         paths hold the model's name, cannot say what is called: such a request is to be refused.
@@ -124,7 +131,7 @@ class Routes:
 
     def socket(self, path: str) -> SocketApi | None:
         """The API a WebSocket belongs to; None if it is not metered. Disguised paths count as those of requests do."""
-        plain = _undisguised(path)
+        plain = undisguised(path)
         found = find_socket(path) or find_socket(plain)
         return found if found is not None and self._chosen(path, plain) else None
 
@@ -136,18 +143,23 @@ class Routes:
         return not self._include or any(_fits(form, self._include) for form in forms)
 
     def denies(self, method: str, path: str) -> bool:
-        """Whether an unmetered request is refused."""
+        """Whether an unmetered request is refused. One in disguise passes only where it may in every form."""
         if not self._deny or method in SAFE_METHODS:
             return False
-        return not _fits(path, self._exempt) and not is_free(path)
+        return not all(_fits(form, self._exempt) or is_free(form) for form in (path, undisguised(path)))
+
+    def exempts(self, path: str) -> bool:
+        """Whether the operator said that a path may pass, in every form of it."""
+        return all(_fits(form, self._exempt) for form in (path, undisguised(path)))
 
     def watches(self, method: str, path: str) -> bool:
         """Whether an unmetered request counts as one, and its answer is looked at: a POST that nobody has said may
         pass, and that is not known to be free.
         """
-        if method.upper() != "POST" or is_free(path):
+        if method.upper() != "POST":
             return False
-        return not _fits(path, self._exclude) and not _fits(path, self._exempt)
+        named = self._exclude + self._exempt
+        return not all(_fits(form, named) or is_free(form) for form in (path, undisguised(path)))
 
     @staticmethod
     def path_class(path: str) -> str:
@@ -157,6 +169,11 @@ class Routes:
         segments = [segment for segment in path.split("/", MAX_CLASS_SEGMENTS + 8) if segment][:MAX_CLASS_SEGMENTS]
         words = [":".join([_word(part) for part in segment.split(":", 2)[:2]]) for segment in segments]
         return ("/" + "/".join(words))[:MAX_CLASS_CHARS]
+
+
+def mints_credentials(path: str) -> bool:
+    """Whether a path hands out short-lived keys of the provider, with which calls bypass whoever stands before it."""
+    return any(form.rstrip("/").casefold().endswith(MINTS) for form in (path, undisguised(path)))
 
 
 def _fits(path: str, patterns: tuple[str, ...]) -> bool:

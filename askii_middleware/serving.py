@@ -11,7 +11,8 @@ from .calls import new_call_id
 from .errors import ConfigurationError, StoreError
 from .identify import Identifier, IdentityFailure, key_directory
 from .middleware import AskiiMiddleware
-from .refusals import RefusedError, ledger_unavailable, send_refusal, unauthorized
+from .refusals import RefusedError, ledger_unavailable, mints_refused, send_refusal, unauthorized
+from .routes import Routes, mints_credentials, route_path
 from .settings import Settings, describe, limits_nothing, load_settings
 from .sockets import deny
 from .tracker import get_cost_tracker
@@ -76,8 +77,10 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
 
 def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker) -> ASGIApp:
     """`proxy` for callers with an identity. The middleware asks for one where it meters; what passes it unmetered, such
-    as files and images, would otherwise be sent with the upstream's key for anybody who can connect.
+    as files and images, would otherwise be sent with the upstream's key for anybody who can connect. Credentials with
+    which a client could go to the upstream past the gateway are made for nobody.
     """
+    routes = Routes.from_settings(settings)
     identifier = Identifier.from_settings(
         settings, key_directory(settings, tracker.store, clock=tracker.clock), clock=tracker.clock
     )
@@ -95,6 +98,8 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and "askii_model" not in scope.get("state", ()):
             refusal = await refused(scope)
+            if refusal is None and mints_credentials(route_path(scope)) and not routes.exempts(route_path(scope)):
+                refusal = mints_refused(new_call_id())
             if refusal is not None:
                 tracker.metrics.refused(refusal.scope_kind, refusal.reason)
                 if scope["type"] == "http":

@@ -137,6 +137,8 @@ class Conclusion:
     provider_request_id: str | None = None
     provider_cost_nano_usd: int | None = None
     """What the provider itself says the call cost."""
+    seen_output: int = 0
+    """Of a deferred call: the tokens of output that its own answer has shown already."""
 
 
 def bill(parts: Sequence[Part]) -> Billed:

@@ -166,6 +166,13 @@ async def test_json_that_claims_to_be_a_form_is_metered(book: Ledger) -> None:
     assert (await book.record()).cost_nano_usd == 60_000
 
 
+@pytest.mark.parametrize("kind", [MULTIPART[1], b"application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("body", [b"%sx", b" \n%s{}", b"\xef\xbb\xbf%s\0"], ids=["text", "two", "mark"])
+async def test_what_only_lenient_servers_read_as_json_is_no_form(book: Ledger, kind: bytes, body: bytes) -> None:
+    message = await refused(book, body % json.dumps(CHAT).encode(), 400, headers=[(b"content-type", kind)])
+    assert "not valid JSON" in message
+
+
 async def test_two_content_types_that_differ_are_400(book: Ledger) -> None:
     message = await refused(book, FIELD % b"messages", 400, headers=[JSON, MULTIPART])
     assert "one content-type" in message

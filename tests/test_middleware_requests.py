@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from askii_middleware.identity import Identity
 from askii_middleware.pricing import ModelPrice
 
 from .support.asgi import CHAT, DONE, Scripted, ask, chat_answer, chat_chunk, chat_usage, plain, stream
@@ -135,11 +136,32 @@ async def test_what_json_loads_reads_is_metered_also_where_it_must_be_changed(
 # Members of the wrong type --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["lots", -1, 0, 10**30, True, 5.0, [], {}, 1.5, "5", float("nan")])
+@pytest.mark.parametrize("value", ["lots", -2, 10**30, True, 5.0, [], {}, 1.5, "5", float("nan")])
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n"])
 async def test_a_limit_of_the_wrong_type_or_size_is_400_and_named(book: Ledger, name: str, value: Any) -> None:
     assert name in await refused(book, {**CHAT, name: value}, 400)
     assert book.metric("askii_refusals_total", scope_kind="request", reason="invalid") == 1
+
+
+async def test_a_key_may_not_name_a_dearer_model_as_an_alternative(book: Ledger) -> None:
+    body = {**CHAT, "models": ["gpt-4o"]}
+    identity = Identity(tenant="acme", models=("big",))
+    got = await ask(book.around(answers(), identify=lambda _: identity), body)
+    assert (got.status, book.held) == (403, [])
+
+
+async def test_the_dearest_alternative_is_held_for(book: Ledger) -> None:
+    held: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        held.append((await book.totals()).held_nano_usd)
+        for message in plain(chat_answer()):
+            await send(message)
+
+    for more in ({}, {"models": ["mini"]}, {"models": ["mini", "gpt-4-32k"]}):
+        assert (await ask(book.around(app), {**CHAT, **more})).status == 200
+    assert held[0] <= held[1] < held[0] * 2 < held[2]
 
 
 @pytest.mark.parametrize("value", [5, ["big"], {}, True, "x" * 257, "a\0b", "\ud800"])

@@ -595,7 +595,7 @@ async def test_only_an_end_decides(change: Callable[[Report], None], tmp_path: P
     [
         (done(usage=None), HELD_NANO_USD),
         (done(usage=None, failed=True), 0),
-        (done(usage=None, failed=True, visible_deltas=9), 0),
+        (done(usage=None, failed=True, visible_deltas=9), 9 * 2000),
         (done(usage=None, visible_deltas=9), 9 * 2000),
     ],
     ids=["nothing", "failed", "failed late", "seen"],
@@ -607,7 +607,8 @@ async def test_an_end_without_counts_costs_what_was_seen_of_it_or_else_the_hold(
         await begin(tracker)
         await sight(tracker, report)
         assert await amounts(tracker) == (charged, 0)
-        assert [(r.outcome, r.estimated) for r in await records_of(tracker)] == [("completed", True)] * (charged > 0)
+        outcome = "upstream_error" if report.failed else "completed"
+        assert [(r.outcome, r.estimated) for r in await records_of(tracker)] == [(outcome, True)] * (charged > 0)
         assert metric(tracker, "released") == (charged == 0)
 
 

@@ -187,6 +187,47 @@ async def test_the_answer_to_a_cancellation_tells_the_state_too(gateway: Gateway
     assert record.cost_nano_usd == COST_NANO_USD
 
 
+@pytest.mark.parametrize("size", [0, 100_000])
+async def test_the_ledger_knows_an_operation_before_the_client_has_its_whole_answer(
+    gateway: Gateway, size: int
+) -> None:
+    answer = json.dumps(operation("queued", usage=None, instructions="x" * size)).encode()
+    known: list[bool] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def receive() -> Any:
+        body = json.dumps({"model": "gpt-4o", "input": "hello", "background": True}).encode()
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            known.append(await gateway.tracker.store.operation("openai:resp_1") is not None)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/responses", "query_string": b"", "headers": []}
+    await AskiiMiddleware(app, tracker=gateway.tracker, identify=lambda _scope: "acme")(scope, receive, send)
+    assert known == [True]
+
+
+async def test_output_that_was_streamed_is_charged_though_the_rest_is_cancelled(gateway: Gateway) -> None:
+    gateway.upstream.first = streamed(
+        event("response.created", response=operation("in_progress", usage=None)),
+        *[event("response.output_text.delta", delta="four")] * 100,
+    )
+    await gateway.begin(stream=True)
+    gateway.upstream.state = operation("cancelled", usage=None)
+    for _ in range(2):
+        await gateway.client.post("/v1/responses/resp_1/cancel")
+    (record,) = await records(gateway.tracker)
+    assert (record.usage.output_tokens, record.estimated, record.outcome) == (100, True, "upstream_error")
+    assert record.cost_nano_usd >= 100 * 10_000
+    assert await held_usd(gateway.tracker) == 0
+
+
 async def test_a_resumed_stream_tells_the_end(gateway: Gateway) -> None:
     await gateway.begin()
     gateway.upstream.body = streamed(
@@ -327,6 +368,15 @@ async def test_an_end_that_the_client_did_not_wait_for_is_settled(gateway: Gatew
         ("GET", "/v1/responses/resp_1/input_items", False),
         ("POST", "/cancel", False),
         ("GET", "/", False),
+        ("GET", "/v1/batches", True),
+        ("GET", "/v1/batches/", True),
+        ("GET", "/v1/batch/jobs", True),
+        ("GET", "/v1/messages/batches", True),
+        ("POST", "/v1/batches", False),
+        # What stands behind may be read as another's name:
+        ("GET", "/v1/messages/batches/cheap/results?/messages/batches/dear/results", False),
+        ("GET", "/v1/responses/cheap%3F/responses/dear", False),
+        ("GET", "/v1/responses/dear;x", False),
     ],
 )
 async def test_only_an_operations_own_path_is_watched(method: str, path: str, reads: bool) -> None:
@@ -351,3 +401,89 @@ async def test_a_state_that_decides_nothing_asks_no_store(gateway: Gateway, monk
     gateway.upstream.state = operation("completed", usage=USAGE)
     await gateway.poll()
     assert asked == ["openai:resp_1"]
+
+
+# Lists ---------------------------------------------------------------------------------------------------------------
+
+
+def batch(name: str, status: str, **fields: Any) -> dict[str, Any]:
+    return {"id": name, "object": "batch", "model": "gpt-4o", "status": status, **fields}
+
+
+async def defer_batches(tracker: CostTracker, *names: str) -> None:
+    for name in names:
+        spec = CallSpec(model="gpt-4o", api="openai.batches", provider="openai", kind="batch", background=True)
+        call = await tracker.admit(Identity(tenant="acme"), spec)
+        await tracker.close_call(call, Conclusion(DEFERRED, provider_request_id=name))
+
+
+@pytest.mark.parametrize("size", [7, 100_000])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+async def test_a_list_tells_the_end_of_each_batch_in_it(gateway: Gateway, size: int, encoding: str) -> None:
+    tracker = gateway.tracker
+    await defer_batches(tracker, "batch_1", "batch_2", "batch_3")
+    odd = batch("\ud800", "completed", usage=USAGE, metadata={"of": [10**30, float("nan")]})
+    listed = [odd, batch("batch_1", "completed", usage=USAGE), batch("batch_2", "in_progress"), None, batch("b9", "?")]
+    body = json.dumps({"object": "list", "data": listed, "has_more": False}).encode()
+    headers = [(b"Content-Type", b"application/json")]
+    if encoding:
+        body = gzip.compress(body)
+        headers.append((b"Content-Encoding", encoding.encode()))
+    messages: list[Any] = [{"type": "http.response.start", "status": 200, "headers": headers}]
+    for start in range(0, len(body), size):
+        piece = body[start : start + size]
+        messages.append({"type": "http.response.body", "body": piece, "more_body": start + size < len(body)})
+    for _ in range(2):
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        reading = watched(tracker, "GET", "/v1/batches", send)
+        for message in messages:
+            await reading(message)
+        assert sent == messages
+    (record,) = await records(tracker)
+    assert (record.provider_request_id, record.usage.input_tokens, record.estimated) == ("batch_1", 40, False)
+    for name in ("batch_2", "batch_3"):
+        assert await tracker.store.operation(f"openai:{name}") is not None
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"data":{"data":[]}}', b'{"data":[[{}]]}', b"x" * 200])
+async def test_a_list_that_cannot_be_read_passes(
+    gateway: Gateway, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("askii_middleware.polling.MAX_LIST_BYTES", 100)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    reading = watched(gateway.tracker, "GET", "/v1/batches", send)
+    messages: list[Any] = [
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body", "body": body, "more_body": True},
+        {"type": "http.response.body"},
+    ]
+    for message in messages:
+        await reading(message)
+    assert sent == messages
+    assert await records(gateway.tracker) == []
+
+
+async def test_a_process_whose_first_request_is_a_poll_settles_it(tmp_path: Any) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    async with CostTracker(store=url) as first:
+        call = await first.admit(
+            Identity(tenant="acme"), CallSpec(model="gpt-4o", api="openai.responses", provider="openai")
+        )
+        await first.close_call(call, Conclusion(DEFERRED, provider_request_id="resp_1"))
+    upstream = Upstream()
+    upstream.state = operation("completed", usage=USAGE)
+    second = CostTracker(store=url)
+    app = AskiiMiddleware(upstream.app(), tracker=second, identify=lambda _scope: "acme")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.get("/v1/responses/resp_1")
+    (record,) = await records(second)
+    assert record.cost_nano_usd == COST_NANO_USD
+    await second.stop()

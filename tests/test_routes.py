@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from askii_middleware.providers import APIS
 from askii_middleware.providers.base import Api
 from askii_middleware.providers.free import is_free
-from askii_middleware.routes import Routes, route_path
+from askii_middleware.routes import Routes, route_path, mints_credentials
 
 CHAT = "/v1/chat/completions"
 
@@ -114,6 +114,19 @@ def test_what_is_denied() -> None:
     assert not routes.denies("POST", "/healthz")
     assert not routes.denies("POST", "/admin/users/1")
     assert not Routes().denies("POST", "/v1/files")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/videos?/tokenize", "/v1/videos%3F/v1/models", "/v1/videos#/x:countTokens"),
+        *("/internal/%2e%2e/v1/videos", "/v1/videos%253F/api/show", "/internal\\..\\v1\\videos"),
+    ],
+)
+def test_a_path_in_disguise_is_denied_and_watched_as_what_it_may_be_read_as(path: str) -> None:
+    routes = Routes(unmetered="deny", exempt=["/internal/*"])
+    assert routes.denies("POST", path)
+    assert routes.watches("POST", path)
 
 
 @pytest.mark.parametrize(
@@ -290,3 +303,18 @@ def test_what_is_watched() -> None:
 @given(st.text(max_size=40))
 def test_no_path_raises_when_it_is_asked_whether_it_is_free(path: str) -> None:
     is_free(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/realtime/client_secrets",
+        "/v1/realtime/sessions/",
+        "/V1/Realtime/Calls",
+        "/v1beta/auth_tokens",
+        "/v1alpha//auth_tokens",
+    ],
+)
+def test_routes_that_hand_out_keys_are_known_in_every_form(path: str) -> None:
+    assert mints_credentials(path)
+    assert not mints_credentials("/v1/files")

@@ -15,7 +15,7 @@ from askii_middleware import Budget
 from askii_middleware.pricing import ModelPrice
 
 from .support.servers import serving
-from .support.service import url_of
+from .support.service import Clock, url_of
 from .support.sockets import (
     COST,
     CREATE,
@@ -180,6 +180,28 @@ async def test_a_hold_that_comes_after_the_end_is_given_back() -> None:
         assert (await admitting[0])["type"] == "websocket.disconnect"
         assert await soon_nothing_held(book)
         assert (len(book.held), len(book.released)) == (1, 1)
+
+
+async def test_sockets_that_wait_do_not_outlive_their_holds() -> None:
+    clock = Clock()
+    budgets = [Budget(scope="tenant=*", limit_usd=f"{mini_hold() / 1e9:.9f}", period="total")]
+    async with (
+        booked(budgets=budgets, clock=clock) as book,
+        serving(book.around(Provider())) as url,
+        contextlib.AsyncExitStack() as opened,
+    ):
+        sockets = []
+        for _ in range(3):
+            sockets.append(await opened.enter_async_context(socket_to(url, "/v1/realtime?model=mini")))
+            clock.advance(3601)
+        await ask(sockets[0], {"type": "response.create"})
+        for socket in sockets[1:]:
+            await socket.send(json.dumps({"type": "response.create"}))
+            events = await asyncio.wait_for(until_closed(socket), 5)
+            assert events[0].get("error", {}).get("code") in ("budget_exceeded", "budget_held")
+        assert await soon_nothing_held(book)
+        record = await book.record()
+        assert (record.late, record.cost_nano_usd) == (False, COST // 10)
 
 
 # Ends of the socket --------------------------------------------------------------------------------------------------

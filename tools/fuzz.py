@@ -1,4 +1,6 @@
-"""Damaged provider traffic against every parser, by the million. Run by hand, from the repository's root:
+"""Damaged provider traffic against every parser, by the million.
+
+Run by hand, from the repository's root:
 
     python -m tools.fuzz                              # every family, a million inputs each
     python -m tools.fuzz sse streams --inputs 50000   # some of them
@@ -24,17 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 if TYPE_CHECKING:
-    from .fuzz_checks import Seed
+    from .fuzz_seeds import Seed
 
 MAX_FAILURES = 5
 """Of one family; then the next one's turn comes."""
 MAX_SHOWN = 1500
-ENDLESS_CHUNKS = 180
-"""Of 64 kB each."""
-MAX_HELD_BYTES = {"ResultsReader": 10 << 20}
-"""By kind of reader, where one line may be longer: a batch's results of 8 MB each."""
-USUAL_HELD_BYTES = 3 << 19
-"""An event or line of 1 MB, or a dozen members of 64 kB, and what is made of them."""
 
 
 class Result(NamedTuple):
@@ -90,37 +86,20 @@ def guided_child(name: str, inputs: int) -> None:
     import atheris  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415 - optional
 
     with atheris.instrument_imports(include=["askii_middleware"]):
-        from .fuzz_checks import families  # noqa: PLC0415 - importing is what instruments
+        from .fuzz_checks import CHECKS  # noqa: PLC0415 - importing is what instruments
+        from .fuzz_seeds import seeds  # noqa: PLC0415 - as above
 
-    check, seeds = families()[name]
+    check, own = CHECKS[name], seeds()[name]
 
     def one(data: bytes) -> None:
         rng = Random(crc32(data))
-        check(rng, data, rng.choice(seeds).of)
+        check(rng, data, rng.choice(own).of)
 
     with tempfile.TemporaryDirectory() as folder:
-        for number, seed in enumerate(seeds[:2000]):
+        for number, seed in enumerate(own[:2000]):
             Path(folder, str(number)).write_bytes(seed.data)
         atheris.Setup([sys.argv[0], folder, f"-runs={inputs}", "-max_len=4096", "-verbosity=0"], one)
         atheris.Fuzz()
-
-
-def memory() -> tuple[int, list[str]]:
-    """How many kinds of readers were given answers that never end, and what grew without bound then."""
-    from .fuzz_checks import endless, held_bytes, memory_targets  # noqa: PLC0415 - see `random_run`
-
-    grown, made = [], 0
-    for what, make in memory_targets():
-        made += 1
-        for kind, chunk in endless():
-            reader = make()
-            take = reader.feed if hasattr(reader, "feed") else reader.push
-            for _ in range(ENDLESS_CHUNKS):
-                take(chunk)
-            kept = held_bytes(reader, set())
-            if kept > MAX_HELD_BYTES.get(type(reader).__name__, USUAL_HELD_BYTES):
-                grown.append(f"{what} keeps {kept:,} bytes of {ENDLESS_CHUNKS * len(chunk):,} of {kind}")
-    return made, grown
 
 
 def main() -> int:
@@ -132,26 +111,28 @@ def main() -> int:
     options = parser.parse_args()
     if options.engine == "atheris-child":
         guided_child(options.family[0], options.inputs)
-    from .fuzz_checks import families  # noqa: PLC0415 - after the instrumentation, where there is one
+    from .fuzz_checks import CHECKS  # noqa: PLC0415 - after the instrumentation, where there is one
+    from .fuzz_memory import memory  # noqa: PLC0415 - as above
+    from .fuzz_seeds import seeds  # noqa: PLC0415 - as above
 
     seed = options.seed if options.seed is not None else time.time_ns() % 1_000_000_000
-    known = families()
-    chosen = options.family or list(known)
-    unknown = set(chosen) - known.keys()
+    chosen = options.family or list(CHECKS)
+    unknown = set(chosen) - CHECKS.keys()
     if unknown:
-        parser.error(f"no such family: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        parser.error(f"no such family: {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+    pieces = seeds()
     say(f"Python {sys.version.split()[0]}, engine {options.engine}, seed {seed}")
     say(f"\n| family | seeds | inputs | s | inputs/s | failures |\n|{'---|' * 6}")
     failed = False
     for name in chosen:
-        check, seeds = known[name]
+        own = pieces[name]
         if options.engine == "random":
-            result = random_run(name, check, seeds, options.inputs, Random(f"{seed}/{name}"))
+            result = random_run(name, CHECKS[name], own, options.inputs, Random(f"{seed}/{name}"))
         else:
             result = guided_run(name, options.inputs)
         failed = failed or result.failures > 0
         rate = result.inputs / result.seconds
-        say(f"| {name} | {len(seeds)} | {result.inputs:,} | {result.seconds:.0f} | {rate:,.0f} | {result.failures} |")
+        say(f"| {name} | {len(own)} | {result.inputs:,} | {result.seconds:.0f} | {rate:,.0f} | {result.failures} |")
     if options.engine == "random" and not options.family:
         made, grown = memory()
         say("\n".join([f"\nendless answers: {made} kinds of readers, {len(grown)} that grow", *grown]))

@@ -16,7 +16,7 @@ from .base import Api
 from .bedrock import ConverseApi, ConverseStreamApi
 from .bedrock_invoke import InvokeApi, InvokeEmbeddingsApi, InvokeImagesApi, InvokeRerankApi, InvokeStreamApi
 from .cohere import ChatV1Api, ChatV2Api, GenerateApi
-from .cohere_embed import EmbedApi, RerankApi
+from .cohere_embed import ClassifyApi, EmbedApi, RerankApi
 from .gemini import GenerateContentApi, StreamGenerateContentApi, StreamTunedApi, TunedApi
 from .gemini_batches import GeminiBatchesApi
 from .gemini_embeddings import EmbedContentApi
@@ -59,6 +59,7 @@ APIS: tuple[Api, ...] = (
     ChatV1Api(),
     GenerateApi(),
     EmbedApi(),
+    ClassifyApi(),
     RerankApi(),
     OllamaChatApi(),
     OllamaGenerateApi(),

@@ -19,7 +19,7 @@ import msgspec
 from ..usage import Report, TokenUsage
 from .base import Refusal
 from .body import Absorb
-from .counts import GARBAGE, count, member, text, text_bytes
+from .counts import GARBAGE, count, member, part, text, text_bytes, total
 from .fields import DECODE_ERRORS, MAX_OUTPUT_LIMIT, read_int, read_value
 from .openai_common import absorb_cost, absorb_head, details
 from .sse import SseReader
@@ -43,6 +43,9 @@ _ERROR_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
+
+
+_CACHE_TOTALS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 def absorb_messages(report: Report, answer: Mapping[str, Any]) -> None:
@@ -84,12 +87,17 @@ def anthropic_usage(usage: Mapping[str, Any], previous: TokenUsage | None = None
     if previous is None and all(count(usage.get(name)) is None for name in ("input_tokens", "output_tokens")):
         return None
     fresh, read, written, output = (max(value, 0) for value in counts)
+    one_hour = _over(cache, "ephemeral_1h_input_tokens", known.cache_write_1h)
+    if usage.get("cache_creation_input_tokens") is None and cache:
+        written = max(written, part(cache, "ephemeral_5m_input_tokens") + one_hour)
+    elif "ephemeral_1h_input_tokens" not in cache:
+        one_hour = min(one_hour, written)  # said at the stream's start, of what has become less since
     built = TokenUsage.from_totals(
         fresh + read + written,
         output,
         cached_input_tokens=read,
         cache_write_tokens=written,
-        cache_write_1h_tokens=_over(cache, "ephemeral_1h_input_tokens", known.cache_write_1h),
+        cache_write_1h_tokens=one_hour,
         reasoning_tokens=_over(member(usage, "output_tokens_details"), "thinking_tokens", known.reasoning),
         web_search=_over(member(usage, "server_tool_use"), "web_search_requests", known.web_search),
     )
@@ -113,7 +121,11 @@ def _absorb_message(report: Report, message: Mapping[str, Any]) -> None:
 def _absorb_usage(report: Report, usage: object) -> None:
     if not isinstance(usage, dict):
         return
-    report.usage = anthropic_usage(usage, report.usage)
+    if report.usage is None and total(usage, "input_tokens", *_CACHE_TOTALS) is None:
+        # A stream whose start said nothing: its prompt is open.
+        report.generated_tokens = total(usage, "output_tokens")
+    else:
+        report.usage = anthropic_usage(usage, report.usage)
     was_fast = report.service_tier == FAST
     absorb_cost(report, usage)
     speed = text(usage, "speed")

@@ -39,6 +39,7 @@ class CallRequest(msgspec.Struct, kw_only=True):
         model: as the client named it; None where it left it out.
         other_models: further models the request allows the provider to bill (an adviser, the provider's own
             fallbacks); empty for nearly every call.
+        alternatives: models that may answer instead, by the request's own wish.
         stream: whether the answer is asked for as a stream.
         output_limit: tokens per choice the client allows; None where it set no limit. 0 for APIs without output.
         choices: how many answers are generated for one prompt.
@@ -61,6 +62,7 @@ class CallRequest(msgspec.Struct, kw_only=True):
 
     model: str | None
     other_models: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     stream: bool = False
     output_limit: int | None = None
     choices: int = 1

@@ -123,12 +123,14 @@ class EitherReader(StreamReader):
         self._reader: SseReader | JsonLinesReader | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        if self._reader is None:
-            first = chunk.lstrip()[:1]
-            if first:
-                self._reader = (JsonLinesReader if first == b"{" else SseReader)(self._absorb)
-                self._reader.report = self.report
-        return chunk if self._reader is None else self._reader.feed(chunk)
+        if self._reader is not None:
+            return self._reader.feed(chunk)
+        text = chunk.lstrip()  # space before the stream tells nothing
+        if text:
+            self._reader = (JsonLinesReader if text[:1] == b"{" else SseReader)(self._absorb)
+            self._reader.report = self.report
+            self._reader.feed(text)
+        return chunk
 
     def finish(self) -> bytes:
         return b"" if self._reader is None else self._reader.finish()

@@ -1,4 +1,4 @@
-"""Cohere: embed and rerank, the latter as Voyage, Jina, vLLM and LiteLLM serve it, too.
+"""Cohere: embed, classify and rerank, the latter as Voyage, Jina, vLLM and LiteLLM serve it, too.
 
 Source: cohere SDK 7.3 (`v2/raw_client.py`), docs.cohere.com, docs.voyageai.com/reference/reranker-api, recorded
 answers, 2026-11.
@@ -59,6 +59,37 @@ class EmbedApi(CohereApi):
         absorb_plain(report, answer)
 
 
+class ClassifyApi(CohereApi):
+    """`POST …/v1/classify`, billed by the text that is classified."""
+
+    name = "cohere.classify"
+    family = "cohere.classify"
+    kind = "moderation"
+    suffixes = ("/v1/classify",)
+    default_output_limit = 0
+
+    def owns(self, fields: Mapping[str, msgspec.Raw]) -> bool:
+        return is_set(fields, "inputs") and bytes(fields["inputs"])[:1] == b"["
+
+    def parse(self, fields: dict[str, msgspec.Raw], body_bytes: int) -> CallRequest:
+        texts = TokenUsage(request=len(read_value(fields, "inputs")))
+        return CallRequest(
+            model=read_model(fields),
+            output_limit=0,
+            input_bound=body_bytes + TEMPLATE_TOKENS,
+            input_estimate=max(body_bytes // BYTES_PER_TOKEN, 1),
+            units=texts,
+            billed_by_request=texts,
+            fields=fields,
+        )
+
+    def recognises(self, answer: Mapping[str, Any]) -> bool:
+        return isinstance(answer.get("classifications"), list)
+
+    def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
+        absorb_plain(report, answer)
+
+
 class RerankApi(CohereApi):
     """`POST …/rerank`. Cohere bills search units, others the tokens of the query with each document."""
 
@@ -89,7 +120,12 @@ class RerankApi(CohereApi):
         )
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
-        return "results" in answer and "meta" in answer
+        results = answer.get("results")
+        if not isinstance(results, list):
+            return False
+        first = results[0] if results and isinstance(results[0], dict) else {}
+        others = "relevance_score" in first and answer.get("object") != "list"  # that is the form of embeddings
+        return "meta" in answer or others
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         absorb_plain(report, answer)

@@ -53,9 +53,11 @@ def member(source: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 
 def text(source: Mapping[str, Any], name: str) -> str | None:
-    """A string member with something in it, cut to 256 characters: names and ids are never longer."""
+    """A string member with something in it, cut to 256 characters: names and ids are never longer. What SDKs make an
+    enumeration of is a string as well.
+    """
     value = source.get(name)
-    return as_text(value[:256]) if type(value) is str and value else None
+    return as_text(value[:256]) if isinstance(value, str) and value else None
 
 
 def is_text(value: str) -> bool:

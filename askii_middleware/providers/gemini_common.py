@@ -73,6 +73,8 @@ def gemini_usage(metadata: object, *, web_search: int = 0, gap_is_input: bool = 
     everything = total(counts, "totalTokenCount")
     if prompt is None and answer is None and everything is None:
         return None
+    # Embeddings have their details under a name without the s.
+    of_prompt = "promptTokensDetails" if "promptTokensDetails" in counts else "promptTokenDetails"
     return usage_of(
         prompt,
         answer,
@@ -80,7 +82,7 @@ def gemini_usage(metadata: object, *, web_search: int = 0, gap_is_input: bool = 
         tools=part(counts, "toolUsePromptTokenCount"),
         thoughts=part(counts, "thoughtsTokenCount"),
         cached=part(counts, "cachedContentTokenCount"),
-        media_in=modalities(counts, "promptTokensDetails", "toolUsePromptTokensDetails"),
+        media_in=modalities(counts, of_prompt, "toolUsePromptTokensDetails"),
         media_cached=modalities(counts, "cacheTokensDetails") if "cacheTokensDetails" in counts else None,
         media_out=modalities(counts, "candidatesTokensDetails", "responseTokensDetails"),
         web_search=web_search,

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from ..usage import Report
+from ..usage import Report, TokenUsage
 from .base import CallRequest, Rewrite, StreamReader
+from .counts import member, total
 from .fields import DECODE_ERRORS, encode_members, raw_value, read_value
 from .gemini_bounds import Media, bound_of, contents_bound
 from .gemini_common import GeminiApi, either, gemini_usage, labelled_user, served_tier
@@ -67,7 +68,7 @@ class EmbedContentApi(GeminiApi):
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
         embedded = isinstance(answer.get("embedding"), dict) or isinstance(answer.get("embeddings"), list)
-        return embedded and either(answer, "usageMetadata") is not None
+        return embedded and (either(answer, "usageMetadata") is not None or _counted_each(answer) is not None)
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         report.failed = report.failed or bool(answer.get("error"))
@@ -77,6 +78,20 @@ class EmbedContentApi(GeminiApi):
             report.usage = usage
             report.service_tier = served_tier(metadata) or report.service_tier
             report.finished = True
+        elif (tokens := _counted_each(answer)) is not None:
+            report.usage = TokenUsage.from_totals(tokens, 0)
+            report.finished = True
+
+
+def _counted_each(answer: Mapping[str, Any]) -> int | None:
+    """The tokens of all embeddings where each has its own count, as the SDK hands Vertex's predictions out; None where
+    none has.
+    """
+    embeddings = answer.get("embeddings")
+    entries = [entry for entry in embeddings if isinstance(entry, dict)] if isinstance(embeddings, list) else []
+    counts = [total(member(entry, "statistics"), "tokenCount", "token_count") for entry in entries]
+    found = [tokens for tokens in counts if tokens is not None]
+    return sum(found) if found else None
 
 
 def _renamed(requests: msgspec.Raw, model: msgspec.Raw) -> msgspec.Raw:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ..usage import TokenUsage
+from ..usage import Report, TokenUsage
 from .base import Api, CallRequest, InvalidRequestError, Refusal
 from .counts import text, text_bytes
 from .fields import (
@@ -217,6 +217,22 @@ class LiveSession(Session):
         self._complete, self._prompt, self._earlier = None, None, TokenUsage()
         turn.report.provider_request_id = text({"id": turn.id}, "id")
         changed.append(self.end(turn, "done"))
+
+
+def absorb_message(report: Report, message: Mapping[str, Any]) -> bool:
+    """Merge one message of the server, where somebody records it by itself: its usage is that of one turn. False for
+    what is no such message.
+    """
+    content = either(message, "serverContent")
+    if content is None and either(message, "toolCall") is None:
+        return False
+    metadata = either(message, "usageMetadata")
+    report.usage = gemini_usage(metadata) or report.usage
+    if isinstance(metadata, dict):
+        report.service_tier = served_tier(metadata) or report.service_tier
+    done = isinstance(content, dict) and either(content, "turnComplete") is True
+    report.finished = report.finished or done
+    return True
 
 
 def _asks(fields: Mapping[str, msgspec.Raw], name: str) -> bool:

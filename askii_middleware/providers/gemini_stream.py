@@ -103,18 +103,18 @@ class GeminiStreamReader(StreamReader):
         self._reader: StreamReader | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        if self._reader is None:
-            start = chunk.lstrip(_BOM + _SPACE)[:1]
-            if not start:
-                return chunk
-            if start == b"[":
+        if self._reader is not None:
+            return self._reader.feed(chunk)
+        text = chunk.lstrip(_BOM + _SPACE)
+        if text:
+            if text[:1] == b"[":
                 self._reader = ArrayReader(self._absorb)
-            elif start == b"{":
+            elif text[:1] == b"{":
                 self._reader = PathsReader(self._absorb, self._paths)
             else:
                 self._reader = SseReader(self._absorb)
             self._reader.report = self.report
-        self._reader.feed(chunk)
+            self._reader.feed(text)
         return chunk
 
     def finish(self) -> bytes:

@@ -6,7 +6,8 @@ does not validate: malformed JSON gives too little or elements that no parser ta
 
 from __future__ import annotations
 
-MAX_ELEMENT_BYTES = 1_048_576
+MAX_ELEMENT_BYTES = 16_777_216
+"""An element with an image, and its usage behind that, has some megabytes."""
 _SPACE = b" \t\r\n"
 
 

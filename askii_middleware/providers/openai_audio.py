@@ -189,7 +189,8 @@ class TranscriptionsApi(OpenAiApi):
         kind = answer.get("type")
         if type(kind) is str:
             return kind.startswith(_WRITTEN)
-        timed = member(answer, "usage").get("type") in ("tokens", "duration")
+        usage = member(answer, "usage")
+        timed = usage.get("type") in ("tokens", "duration") or "prompt_audio_seconds" in usage
         return "text" in answer and (timed or "duration" in answer or "language" in answer) and "choices" not in answer
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
@@ -225,8 +226,16 @@ def transcription_usage(answer: Mapping[str, Any]) -> TokenUsage | None:
         found = openai_usage(usage, gap_is_input=True)
         if found is not None:
             gap = found.input_tokens - max(total(usage, "input_tokens", "prompt_tokens") or 0, 0)
-            if 0 < gap <= found.input:
-                found = replace(found, input=found.input - gap, input_audio=found.input_audio + gap)
+            if gap > 0:
+                heard = min(gap, found.input)
+                again = min(gap - heard, found.cache_read)  # as much of it as the prompt's cached text cannot be
+                found = replace(
+                    found,
+                    input=found.input - heard,
+                    input_audio=found.input_audio + heard,
+                    cache_read=found.cache_read - again,
+                    cache_read_audio=found.cache_read_audio + again,
+                )
             return found
         seconds = _seconds(usage.get("seconds"))
         if seconds is not None:

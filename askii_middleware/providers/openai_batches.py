@@ -72,6 +72,8 @@ class BatchesApi(OpenAiApi):
         over = bool(state) and not report.deferred
         usage = openai_usage(answer.get("usage")) if over else None
         done = total(member(answer, "request_counts"), "completed") or total(answer, "completed_requests")
+        if done and usage is not None and not usage.total_tokens:
+            usage = None  # zeros stand there until somebody has counted
         # Of the prompts only the sum is told: the average decides their tier.
         report.usage = usage and replace(usage, largest_prompt=-(-usage.input_tokens // max(done or 1, 1)))
         nothing_done = state in _BROKEN_OFF and report.usage is None and not done

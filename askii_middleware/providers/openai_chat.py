@@ -10,23 +10,26 @@ from typing import Any
 
 import msgspec
 
-from .base import CallRequest, Rewrite
+from .base import CallRequest, InvalidRequestError, Rewrite
 from .bounds import chat_bound
 from .fields import (
     MAX_CHOICES,
     MAX_OUTPUT_LIMIT,
     as_end_user,
+    checked_model,
     is_set,
     raw_value,
     read_bool,
     read_int,
     read_model,
     read_text,
+    read_value,
 )
 from .openai_choices import ChoicesApi, asks_for_usage
 
 OLD_LIMIT = "max_tokens"
 NEW_LIMIT = "max_completion_tokens"
+MAX_ALTERNATIVES = 16
 _NEW_LIMIT_FAMILIES = ("o1", "o3", "o4", "o5", "gpt-5", "gpt-6", "gpt-7")
 """OpenAI's reasoning families, which refuse `max_tokens`."""
 
@@ -43,12 +46,12 @@ class ChatApi(ChoicesApi):
         return "messages" in fields
 
     def parse(self, fields: dict[str, msgspec.Raw], body_bytes: int) -> CallRequest:
-        old = read_int(fields, OLD_LIMIT, minimum=1, maximum=MAX_OUTPUT_LIMIT)
-        new = read_int(fields, NEW_LIMIT, minimum=1, maximum=MAX_OUTPUT_LIMIT)
+        old, new = _limit(fields, OLD_LIMIT), _limit(fields, NEW_LIMIT)
         bound = chat_bound(fields, body_bytes)
         stream = read_bool(fields, "stream")
         return CallRequest(
             model=read_model(fields),
+            alternatives=_alternatives(fields),
             stream=stream,
             # Servers differ in which of two limits wins; the larger one bounds them all.
             output_limit=new if old is None else old if new is None else max(old, new),
@@ -84,3 +87,27 @@ class ChatApi(ChoicesApi):
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
         return "choices" in answer and answer.get("object") != "text_completion"
+
+
+def _limit(fields: Mapping[str, msgspec.Raw], name: str) -> int | None:
+    """A limit; None where there is none. Local servers (llama.cpp, LM Studio) write "none" as -1 or 0."""
+    limit = read_int(fields, name, minimum=-1, maximum=MAX_OUTPUT_LIMIT)
+    return limit if limit is not None and limit > 0 else None
+
+
+def _alternatives(fields: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
+    """What a gateway may call instead: OpenRouter's `models` (openrouter.ai/docs, model routing) and LiteLLM's
+    `fallbacks`, of names or of objects with a `model` (its proxy's client-side fallbacks).
+    """
+    found: list[str] = []
+    for name in ("models", "fallbacks"):
+        if name in fields and is_set(fields, name):
+            entries = read_value(fields, name)
+            if not isinstance(entries, list) or len(entries) > MAX_ALTERNATIVES:
+                raise InvalidRequestError(f"{name} must be a list of at most {MAX_ALTERNATIVES} models")
+            for entry in entries:
+                model = entry.get("model") if isinstance(entry, dict) else entry
+                if type(model) is not str or not model:
+                    raise InvalidRequestError(f"{name} must name models")
+                found.append(checked_model(model))
+    return tuple(found)

@@ -98,8 +98,9 @@ class ImagesApi(OpenAiApi):
         kind = answer.get("type")
         if type(kind) is str:
             return kind.startswith(_EVENTS)
-        named = "data" in answer or "quality" in answer or "output_format" in answer
-        return "created" in answer and named and "object" not in answer and "choices" not in answer
+        # What the SDK hands out comes without its `data`, and from older models without anything but counts.
+        named = any(name in answer for name in ("data", "quality", "output_format", "usage"))
+        return "created" in answer and named and not any(name in answer for name in ("object", "choices", "id"))
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         absorb_head(report, answer)

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from ..usage import Report, TokenUsage
-from .base import CallRequest, Refusal, StreamReader
+from .base import CallRequest, InvalidRequestError, Refusal, StreamReader
 from .bounds import responses_bound
 from .counts import member, part, text, text_bytes, total
-from .fields import DECODE_ERRORS, MAX_OUTPUT_LIMIT, as_end_user, read_bool, read_int, read_model, read_text
+from .fields import DECODE_ERRORS, MAX_OUTPUT_LIMIT, as_end_user, is_set, read_bool, read_int, read_model, read_text
 from .openai_common import OpenAiApi, absorb_cost, absorb_head, openai_usage
 from .sse import SseReader
 
@@ -41,16 +41,21 @@ class ResponsesApi(OpenAiApi):
     kind = "text"
     suffixes = ("/responses",)
     sights: tuple[str, ...] = ("/responses/{id}",)
+    answer_members = OpenAiApi.answer_members | {"tools"}
 
     def owns(self, fields: Mapping[str, msgspec.Raw]) -> bool:
         return not _REQUEST_MEMBERS.isdisjoint(fields)
 
     def parse(self, fields: dict[str, msgspec.Raw], body_bytes: int) -> CallRequest:
         bound = responses_bound(fields, body_bytes)
+        background = read_bool(fields, "background")
+        if background and is_set(fields, "request_id"):
+            # vLLM names the response by it, and two operations of one name could not be told apart.
+            raise InvalidRequestError("request_id cannot be chosen for a background response; leave it out")
         return CallRequest(
             model=read_model(fields),
             stream=read_bool(fields, "stream"),
-            background=read_bool(fields, "background"),
+            background=background,
             output_limit=read_int(fields, "max_output_tokens", minimum=1, maximum=MAX_OUTPUT_LIMIT),
             input_bound=bound.tokens,
             input_estimate=bound.estimate,
@@ -143,13 +148,15 @@ def _image_usage(images: Mapping[str, Any]) -> TokenUsage | None:
     if not read and not made:
         return None
     cached = member(images, "cached_tokens_details")
+    of_output = member(images, "output_tokens_details")
     return TokenUsage.from_totals(
         read or 0,
         made or 0,
         cached_input_tokens=part(images, "cached_tokens"),
         cached_image_tokens=part(cached, "cached_image_tokens"),
         image_input_tokens=part(member(images, "input_tokens_details"), "image_tokens"),
-        image_output_tokens=part(member(images, "output_tokens_details"), "image_tokens"),
+        # What is not said to be text is images.
+        image_output_tokens=part(of_output, "image_tokens") if "image_tokens" in of_output else made or 0,
     )
 
 

@@ -130,6 +130,9 @@ class ResponsesSession(Session):
         changed: list[Turn] = []
         kind, lane = event.get("type"), text(event, "stream_id")
         if kind == "response.created":
+            before = self._begun(lane)
+            if before is not None and before.report.failed:
+                changed.append(self.end(before, "failed"))
             turn = self.waiting("text", lane)
             if turn is None:
                 turn = self.adopt(self._successor(self._last.get(lane) or _nothing(self.model)), changed)
@@ -143,8 +146,13 @@ class ResponsesSession(Session):
             self._api.absorb(turn.report, event)
             changed.append(self.end(turn, "failed" if turn.report.failed else "done"))
         elif kind == "error":
-            turn = self._begun(lane) or next((t for t in self.turns if t.sure and not t.begun and t.lane == lane), None)
-            if turn is not None:
+            # It may be about another frame: a turn that has begun goes on until its own end, or the next one's
+            # beginning.
+            begun = self._begun(lane)
+            turn = next((t for t in self.turns if t.sure and not t.begun and t.lane == lane), None)
+            if begun is not None:
+                begun.report.failed = True
+            elif turn is not None:
                 turn.report.failed = True
                 changed.append(self.end(turn, "failed"))
         return changed

@@ -17,7 +17,7 @@ from .dialects import ANSWER_DIALECTS
 from .fields import DECODE_ERRORS
 from .jsonscan import without_members
 from .openai_common import absorb_cost, absorb_head, is_error, openai_usage
-from .sse import Block, SseReader, is_one_line
+from .sse import Block, SseReader
 
 _UNSET = msgspec.UNSET
 _PIECES = ("content", "reasoning_content", "reasoning", "refusal")
@@ -78,6 +78,8 @@ def absorb_choices(report: Report, answer: Mapping[str, Any]) -> None:
             continue
         if choice.get("finish_reason"):
             report.finished = True
+            if usage is None and "usage" in choice:  # where Moonshot's streams have it that were not asked for any
+                usage = _absorb_usage(report, choice["usage"])
         if usage is not None and "delta" not in choice:
             continue  # a whole answer that says what it used: nothing needs counting
         for size in _choice_bytes(choice):
@@ -115,8 +117,10 @@ class ChoicesReader(SseReader):
         self._reason_seen = False
 
     def feed(self, chunk: bytes) -> bytes:
-        if chunk[:6] == b"data: " and self._framer.idle and is_one_line(chunk, 6) and self._ordinary(chunk[6:-2]):
-            return chunk
+        if chunk[-2:] == b"\n\n" and chunk[:6] == b"data: " and self._framer.idle:
+            data = chunk[6:-2]
+            if b"\n" not in data and b"\r" not in data and self._ordinary(data):
+                return chunk
         return super().feed(chunk)
 
     def finish(self) -> bytes:
@@ -175,13 +179,16 @@ class HidingReader(ChoicesReader):
     every other chunk. Events are held back until they are complete, for their last byte may be the reason to drop them.
     """
 
+    _max_event_bytes = 1_048_576  # the client waits for what is held back
+
     def feed(self, chunk: bytes) -> bytes:
-        if chunk[:6] == b"data: " and self._framer.idle and is_one_line(chunk, 6):
-            event = self._text_only(chunk[6:-2])
+        if chunk[-2:] == b"\n\n" and chunk[:6] == b"data: " and self._framer.idle:
+            data = chunk[6:-2]
+            event = None if b"\n" in data or b"\r" in data else self._text_only(data)
             if event is not None:
                 if event.usage is _UNSET:
                     return chunk
-                return _without_null(chunk) or chunk[:6] + without_members(chunk[6:-2], "usage") + b"\n\n"
+                return _without_null(chunk) or chunk[:6] + without_members(data, "usage") + b"\n\n"
         out = b"".join([self._seen(block) for block in self._framer.push(chunk)])
         return chunk if out == chunk else out
 

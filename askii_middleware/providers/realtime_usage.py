@@ -12,8 +12,35 @@ from typing import Any
 
 import msgspec
 
-from ..usage import TokenUsage
-from .counts import MAX_COUNT, member, part, total
+from ..usage import Report, TokenUsage
+from .counts import MAX_COUNT, member, part, text, total
+
+HEARD = "conversation.item.input_audio_transcription.completed"
+BY_SECONDS, BY_TOKENS = "whisper-1", "gpt-4o-transcribe"
+"""What transcribes by seconds, and the dearest that does by tokens: the event does not name its model."""
+
+
+def absorb_event(report: Report, event: Mapping[str, Any]) -> bool:
+    """Merge one event of a session that says what was used, where somebody records it by itself. False for others:
+    events named `response.done` are in some streams of responses as well, which count in another form.
+    """
+    kind, usage = event.get("type"), member(event, "usage")
+    if kind == HEARD:
+        report.model = BY_SECONDS if usage.get("type") == "duration" else BY_TOKENS
+        report.provider_request_id = text(event, "item_id")
+        report.usage = transcription_usage(usage) or report.usage
+    elif kind == "response.done":
+        response = member(event, "response")
+        own = member(response, "usage")
+        if response.get("object") != "realtime.response" and "input_token_details" not in {**own, **usage}:
+            return False
+        report.provider_request_id = text(response, "id") or report.provider_request_id
+        report.usage = realtime_usage(own) or realtime_usage(usage) or report.usage
+        report.failed = response.get("status") == "failed"
+    else:
+        return False
+    report.finished = True
+    return True
 
 
 def realtime_usage(usage: Mapping[str, Any]) -> TokenUsage | None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..usage import Report
-from . import APIS
+from . import APIS, gemini_live, realtime_usage
+from .anthropic_batches import BATCH
 from .anthropic_common import anthropic_usage
 from .cohere_common import cohere_usage
 from .counts import member, text
@@ -34,6 +35,11 @@ def read_response(response: object) -> Report:
 def record_into(report: Report, response: object) -> None:
     """Merge a response or the next stream chunk of the same call into a report. See `read_response`."""
     for answer in _answers(response):
+        result = _batch_result(answer)
+        if result:
+            _absorbed(report, result)
+            report.service_tier = BATCH
+            continue
         if not _absorbed(report, answer):
             if answer.get("error"):
                 report.failed = True
@@ -43,10 +49,19 @@ def record_into(report: Report, response: object) -> None:
 
 
 def _absorbed(report: Report, answer: Mapping[str, Any]) -> bool:
+    if realtime_usage.absorb_event(report, answer) or gemini_live.absorb_message(report, answer):
+        return True
     api = next((api for api in APIS if api.recognises(answer)), None)
     if api is not None:
         api.absorb(report, answer)
     return api is not None
+
+
+def _batch_result(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer in one line of a batch's results, Anthropic's or OpenAI's; empty for anything else."""
+    if "custom_id" not in answer:
+        return {}
+    return member(member(answer, "result"), "message") or member(member(answer, "response"), "body")
 
 
 def _answers(response: object) -> list[Mapping[str, Any]]:

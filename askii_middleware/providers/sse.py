@@ -16,6 +16,8 @@ from .fields import decode_object
 
 MAX_EVENT_BYTES = 16_777_216
 """Events with text have a few hundred bytes. One with an image, and its usage behind that, has some megabytes."""
+_MAX_EVENT_LINES = 100_000
+"""Each line that is kept takes some 100 bytes more than it has."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -67,7 +69,7 @@ class Framer:
             self._line += lines.pop()
         for line in lines:
             self._take(line, blocks)
-        if self._passing or self._size + len(self._line) > self._max_event_bytes:
+        if self._passing or self._too_long(len(self._line)):
             blocks += self._overflow()
         self.idle = not (self._line or self._raw or self._passing)
         return blocks
@@ -99,14 +101,18 @@ class Framer:
 
     def _end(self) -> Block:
         # An event that came at once is read or not as if it had come in pieces: its size alone decides.
-        long = self._passing or self._size > self._max_event_bytes
-        data = None if long or not self._data else b"\n".join(self._data)
+        unread = self._passing or self._too_long(0) or not self._data
+        data = None if unread else b"\n".join(self._data)
         block = Block(b"".join(self._raw), data)
         self._raw.clear()
         self._data.clear()
         self._size = 0
         self._passing = False
         return block
+
+    def _too_long(self, line_bytes: int) -> bool:
+        """Whether the finished lines of the event, with so many bytes of the next one, are too much of it."""
+        return self._size + line_bytes > self._max_event_bytes or len(self._raw) > _MAX_EVENT_LINES
 
     def _overflow(self) -> list[Block]:
         """Pass on what is held of an event that is too long, except a final CR."""
@@ -133,13 +139,6 @@ def _whole(raw: bytes) -> Block:
     return Block(raw, b"\n".join(data) if data else None)
 
 
-def is_one_line(chunk: bytes, start: int) -> bool:
-    """Whether a chunk is one line from `start` on, and ends its event. JSON may hold raw line ends as space: what
-    follows one is data only where its line says so.
-    """
-    return chunk[-2:] == b"\n\n" and chunk.find(b"\n", start) == len(chunk) - 2 and chunk.find(b"\r", start) < 0
-
-
 class SseReader(StreamReader):
     """Reads a stream of JSON events into a report. Bytes are passed on at once, as the same object.
 
@@ -149,22 +148,23 @@ class SseReader(StreamReader):
     """
 
     _prefixes: ClassVar[frozenset[bytes]] = frozenset()
+    _max_event_bytes: ClassVar[int] = MAX_EVENT_BYTES
 
-    def __init__(
-        self, absorb: Callable[[Report, Mapping[str, Any]], None], max_event_bytes: int = MAX_EVENT_BYTES
-    ) -> None:
+    def __init__(self, absorb: Callable[[Report, Mapping[str, Any]], None]) -> None:
         self.report = Report()
         self._absorb = absorb
-        self._framer = Framer(max_event_bytes)
+        self._framer = Framer(self._max_event_bytes)
 
     def feed(self, chunk: bytes) -> bytes:
         if chunk[-2:] == b"\n\n" and self._framer.idle:
             start = chunk.find(b"{")
-            if chunk[:start] in self._prefixes and is_one_line(chunk, start) and self._ordinary(chunk[start:-2]):
+            data = chunk[start:-2]
+            # JSON may hold raw line ends as space, but what follows one is data only where its line says so.
+            if chunk[:start] in self._prefixes and b"\n" not in data and b"\r" not in data and self._ordinary(data):
                 return chunk
-        for _, data in self._framer.push(chunk):
-            if data is not None and not self._ordinary(data):
-                self._event(data)
+        for block in self._framer.push(chunk):
+            if block.data is not None and not self._ordinary(block.data):
+                self._event(block.data)
         return chunk
 
     def finish(self) -> bytes:

@@ -11,7 +11,7 @@ from .clients import http_client
 from .gateways import secret_of, serve, write_config
 from .upstreams import Watched
 
-UNMETERED = (("GET", "/v1/files"), ("POST", "/v1/images/generations"), ("DELETE", "/v1/files/1"))
+UNMETERED = (("GET", "/v1/files"), ("POST", "/v1/uploads"), ("DELETE", "/v1/files/1"))
 CALL = {"model": "tiny", "messages": MESSAGES, "max_tokens": 5}
 
 
@@ -25,7 +25,12 @@ async def test_the_upstreams_key_serves_known_callers_only(simulated: tuple[str,
                     got = await client.request(method, url + path, headers=headers)
                     assert (got.status_code, got.json()["error"]["code"]) == (401, "unauthorized")
             assert len(simulated[1].seen) == before
-            await client.get(f"{url}/v1/files", headers={"x-api-key": secret_of("acme")})
+            before = len(simulated[1].seen)
+            known = {"x-api-key": secret_of("acme")}
+            got = await client.post(f"{url}/v1/realtime/client_secrets", json={}, headers=known)
+            assert (got.status_code, got.json()["error"]["code"]) == (403, "route_mints_credentials")
+            assert len(simulated[1].seen) == before
+            await client.get(f"{url}/v1/files", headers=known)
             assert simulated[1].seen[-1].headers[b"authorization"] == b"Bearer key-of-up"
             assert (await client.get(f"{url}/healthz")).status_code == 200
 

@@ -77,6 +77,16 @@ async def test_an_upstream_without_a_key_gets_the_clients_but_never_ours() -> No
     assert not any(b"sk-askii-" in value for value in sent.values())
 
 
+@pytest.mark.parametrize("api_key", ["sk-up", None])
+async def test_a_key_of_ours_in_the_query_stays_here(api_key: str | None) -> None:
+    upstream = Recorder()
+    async with serving(upstream) as up, proxied(up, api_key=api_key) as (url, _), http_client() as client:
+        for query in ("alt=sse&key=sk-askii-1&q=a%2Fb", "key=AIza&q=a%2Fb", "monkey=1&k=%7E"):
+            await client.get(f"{url}/v1/models?{query}")
+    sent = [scope["query_string"] for scope in upstream.scopes]
+    assert sent == [b"alt=sse&q=a%2Fb", b"key=AIza&q=a%2Fb", b"monkey=1&k=%7E"]
+
+
 async def test_the_client_gets_the_answers_headers_but_not_those_of_the_other_connection() -> None:
     raw = (
         b"HTTP/1.1 200 Fine\r\nContent-Type: text/plain\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nServer: theirs\r\n"

@@ -21,7 +21,7 @@ from askii_middleware.usage import Report
 from tests.support.mutations import mutate
 from tests.support.recordings import Recording, recordings
 
-from .support import NO_CORPUS, cut, cut_at
+from .support import NO_CORPUS, cut, cut_at, event
 
 RECORDINGS = [r for r in recordings() if not r.is_socket]
 pytestmark = pytest.mark.skipif(not RECORDINGS, reason=NO_CORPUS)
@@ -143,12 +143,43 @@ def test_an_answer_is_recognised_by_one_api_at_most_and_tells_the_same_by_itself
     assert report.usage == read(make(), [recording.text]).usage
 
 
+IMAGE = "A" * 3_000_000
+LARGE = {
+    "/v1/responses": {
+        "type": "response.completed",
+        "response": {
+            "status": "completed",
+            "output": [{"type": "image_generation_call", "result": IMAGE}],
+            "usage": {"input_tokens": 5, "output_tokens": 9, "total_tokens": 14},
+        },
+    },
+    "/v1beta/models/gemini-2.5-flash-image:streamGenerateContent": {
+        "candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": IMAGE}}]}}],
+        "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 9, "totalTokenCount": 14},
+    },
+    "/v1/chat/completions": {
+        "choices": [{"index": 0, "delta": {"images": [{"image_url": {"url": IMAGE}}]}}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14},
+    },
+}
+
+
+@pytest.mark.parametrize("path", LARGE)
+@pytest.mark.parametrize("size", [1000, 65_536, 1 << 24])
+def test_usage_behind_megabytes_of_an_image_is_read_at_any_split(path: str, size: int) -> None:
+    reader = find_apis(path)[0].stream_reader(hide_usage=False)
+    report = read(reader, cut(event(LARGE[path]), size))
+    assert report.usage is not None
+    assert (report.usage.input_tokens, report.usage.output_tokens) == (5, 9)
+
+
 UNRECORDED = {
     "anthropic.vertex",
     "anthropic.vertex.stream",
     "azure.images",
     "azure.speech",
     "azure.transcriptions",
+    "cohere.classify",
     "cohere.embed",
     "cohere.generate",
     "gemini.stream_tuned",

@@ -337,3 +337,23 @@ def test_a_recorded_stream_says_what_was_billed(size: int) -> None:
     report = streamed("/v1/chat", (CORPUS / "cohere/v1_chat_stream_json.ndjson").read_bytes(), size)
     assert report.usage == TokenUsage(input=7, output=115)
     assert (report.finished, report.visible_bytes, report.visible_deltas) == (True, 414, 107)
+
+
+def test_texts_to_classify_are_billed_one_by_one() -> None:
+    body = {"model": "ft-1", "inputs": ["a", "b"], "examples": [{"text": "x", "label": "y"}]}
+    api = choose_api(find_apis("/v1/classify"), raw_fields(body))
+    assert api is not None
+    assert (api.name, api.kind) == ("cohere.classify", "moderation")
+    request = parsed("/v1/classify", body)
+    assert (request.model, request.output_limit) == ("ft-1", 0)
+    assert request.units == request.billed_by_request == TokenUsage(request=2)
+    assert request.input_bound >= len(json.dumps(body))
+    assert choose_api(find_apis("/v1/classify"), raw_fields({"model": "m", "inputs": "a"})) is None
+    answer = {
+        "id": "c",
+        "classifications": [{"input": "a", "prediction": "y"}],
+        "meta": {"billed_units": {"classifications": 2}},
+    }
+    assert [each.name for each in APIS if each.recognises(answer)] == ["cohere.classify"]
+    report = api.read_body(json.dumps(answer).encode())
+    assert (report.usage, report.finished) == (TokenUsage(request=2), True)

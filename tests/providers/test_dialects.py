@@ -11,7 +11,7 @@ from askii_middleware.providers.base import Rewrite
 from askii_middleware.providers.openai_common import openai_usage
 from askii_middleware.usage import Report, TokenUsage
 
-from .support import USAGE, chat_chunk, event, feed, parse
+from .support import USAGE, chat_chunk, cut, event, feed, parse
 
 CHAT = find_apis("/v1/chat/completions")[0]
 
@@ -33,6 +33,32 @@ def usage(**members: Any) -> dict[str, Any]:
             TokenUsage(input=40, cache_read=60, output=10),
         ),
         (usage(cached_tokens=60), TokenUsage(input=40, cache_read=60, output=10)),
+        (usage(num_cached_tokens=60), TokenUsage(input=40, cache_read=60, output=10)),
+        (usage(prompt_token_details={"cached_tokens": 60}), TokenUsage(input=40, cache_read=60, output=10)),
+        (
+            # OpenRouter's server tools; two names for the same searches count once.
+            usage(cost=0.0133176, is_byok=False, server_tool_use_details={"web_search_requests": 2}),
+            TokenUsage(input=100, output=10, web_search=2),
+        ),
+        (
+            usage(
+                server_tool_use={"web_search_requests": 2},
+                server_tool_use_details={"web_search_requests": 2, "tool_calls_executed": 3},
+            ),
+            TokenUsage(input=100, output=10, web_search=2),
+        ),
+        (
+            # DashScope's explicit cache.
+            usage(
+                prompt_tokens_details={
+                    "cached_tokens": 5,
+                    "cache_creation": {"ephemeral_5m_input_tokens": 7},
+                    "cache_creation_input_tokens": 7,
+                    "cache_type": "ephemeral",
+                }
+            ),
+            TokenUsage(input=88, cache_read=5, cache_write=7, output=10),
+        ),
         (usage(reasoning_tokens=4), TokenUsage(input=100, output=6, reasoning=4)),
         (
             usage(prompt_tokens_details={"cached_tokens": 5, "cache_creation_tokens": 7}),
@@ -178,3 +204,14 @@ def test_usage_is_not_asked_for_where_that_is_refused(model: str, more: dict[str
     request = parse("openai.chat", {"model": model, "messages": [], "stream": True, **more})
     assert CHAT.injects_usage(request, model) is asked
     assert b'"include_usage":true' in CHAT.rewrite(request, Rewrite(inject_usage=True))
+
+
+def test_usage_may_stand_in_the_last_choice_of_a_stream_that_was_not_asked_for_any() -> None:
+    text = chat_chunk("ab")
+    last = chat_chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage(cached_tokens=60)}])
+    stream = b"".join(map(event, (text, last, "[DONE]")))
+    for size in (1, 64, len(stream)):
+        reader = CHAT.stream_reader(hide_usage=False)
+        assert feed(reader, cut(stream, size)) == stream
+        assert reader.report.usage == TokenUsage(input=40, cache_read=60, output=10)
+        assert (reader.report.finished, reader.report.visible_bytes) == (True, 2)

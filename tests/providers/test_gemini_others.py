@@ -357,3 +357,10 @@ def test_a_damaged_answer_is_survived(data: st.DataObject) -> None:
     for path, sent in ((BATCH, batch()), (INTERACTIONS, interaction()), (PREDICT, {"instances": [{"prompt": ""}]})):
         usage = parsed(path, sent)[0].read_body(bytes(body)).usage
         assert usage is None or all(getattr(usage, name) >= 0 for name in usage.__struct_fields__)
+
+
+def test_embeddings_have_their_details_under_a_name_of_their_own() -> None:
+    counts = {"promptTokenCount": 9, "promptTokenDetails": [{"modality": "AUDIO", "tokenCount": 6}]}
+    api, _ = parsed(f"{MODELS}/a:embedContent", {"content": text("x")})
+    report = read(api, {"embedding": {"values": [0.5]}, "usageMetadata": counts})
+    assert report.usage == TokenUsage(input=3, input_audio=6)

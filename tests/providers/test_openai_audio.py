@@ -204,6 +204,20 @@ def test_an_odd_file_counts_as_one_elsewhere(file: object) -> None:
             },
             TokenUsage(input=4, input_audio=2625, output=635, second=203),
         ),
+        (
+            # Heard before: what the text cannot be of the cached tokens is audio.
+            {
+                "text": "a",
+                "usage": {
+                    "prompt_audio_seconds": 5,
+                    "prompt_tokens": 5,
+                    "total_tokens": 404,
+                    "completion_tokens": 24,
+                    "prompt_tokens_details": {"cached_tokens": 368},
+                },
+            },
+            TokenUsage(cache_read=5, input_audio=12, cache_read_audio=363, output=24, second=5),
+        ),
     ],
 )
 def test_answers_tell_tokens_or_seconds(answer: dict[str, Any], usage: TokenUsage | None) -> None:

@@ -192,3 +192,11 @@ def test_mistrals_moderations_tell_their_tokens() -> None:
     usage = {"prompt_tokens": 12, "completion_tokens": 0, "total_tokens": 12}
     body = json.dumps({"id": "m", "model": "mistral-moderation-2411", "results": [{}], "usage": usage}).encode()
     assert MODERATIONS.read_body(body).usage == TokenUsage(input=12)
+
+
+def test_a_batch_that_is_over_and_has_only_zeros_was_not_counted() -> None:
+    zeros = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    for report in states(batch("completed", usage=zeros, request_counts={"total": 2, "completed": 2, "failed": 0})):
+        assert (report.usage, report.finished, report.deferred) == (None, True, False)
+    for report in states(batch("cancelled", usage=zeros, request_counts={"total": 2, "completed": 0, "failed": 0})):
+        assert report.usage == TokenUsage()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from askii_middleware.providers import APIS, choose_api, find_apis
@@ -72,3 +74,8 @@ def test_the_body_decides_among_a_paths_apis(path: str, body: dict[str, object],
 def test_each_api_has_a_name_of_its_own_and_suffixes_that_are_whole_segments() -> None:
     assert len({api.name for api in APIS}) == len(APIS)
     assert all(suffix.startswith("/") and not suffix.endswith("/") for api in APIS for suffix in api.suffixes)
+
+
+def test_the_documentation_names_every_api() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "providers.md").read_text("utf-8")
+    assert [api.name for api in APIS if f"`{api.name}`" not in text] == []

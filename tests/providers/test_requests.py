@@ -39,7 +39,7 @@ def test_a_limit_is_read_and_an_absent_or_null_one_is_unset(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXT_APIS)
 @pytest.mark.parametrize(
-    "value", ["lots", "5", -1, 10**30, 10**9 + 1, True, False, 5.0, 1e3, [], {}, [5], float("nan")], ids=repr
+    "value", ["lots", "5", -2, 10**30, 10**9 + 1, True, False, 5.0, 1e3, [], {}, [5], float("nan")], ids=repr
 )
 def test_a_limit_that_is_no_count_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidRequestError, match=rf"^{LIMITS[name]} must be an integer from"):
@@ -54,7 +54,7 @@ def test_a_number_too_long_for_any_parser_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
-    [("openai.chat", False), ("openai.responses", False), ("openai.completions", True), ("anthropic.messages", True)],
+    [("openai.responses", False), ("openai.completions", True), ("anthropic.messages", True)],
 )
 def test_a_limit_of_nothing_is_allowed_only_where_the_api_knows_it(name: str, allowed: bool) -> None:
     body = {**TEXT_APIS[name], LIMITS[name]: 0}
@@ -63,6 +63,24 @@ def test_a_limit_of_nothing_is_allowed_only_where_the_api_knows_it(name: str, al
     else:
         with pytest.raises(InvalidRequestError, match=r"from 1 to"):
             parse(name, body)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_local_servers_words_for_no_limit_are_none(value: int) -> None:
+    body = TEXT_APIS["openai.chat"]
+    assert parse("openai.chat", {**body, "max_tokens": value}).output_limit is None
+    request = parse("openai.chat", {**body, "max_tokens": value, "model": "local"})
+    written = api("openai.chat").rewrite(request, Rewrite(output_limit=100))
+    assert json.loads(written)["max_tokens"] == 100
+
+
+def test_models_that_may_answer_instead_are_read_from_both_gateways_members() -> None:
+    body = TEXT_APIS["openai.chat"]
+    assert parse("openai.chat", {**body, "models": ["openai/gpt-4o", "a/b"]}).alternatives == ("openai/gpt-4o", "a/b")
+    assert parse("openai.chat", {**body, "fallbacks": ["x", {"model": "y", "messages": []}]}).alternatives == ("x", "y")
+    for odd in ("gpt-4o", {"a": 1}, [5], [{}], ["x"] * 17):
+        with pytest.raises(InvalidRequestError, match=r"^models "):
+            parse("openai.chat", {**body, "models": odd})
 
 
 def test_of_two_chat_limits_the_larger_one_bounds_the_answer() -> None:

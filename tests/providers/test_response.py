@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from anthropic.types import Message, RawMessageDeltaEvent, RawMessageStartEvent
 from anthropic.types.beta import BetaMessage
-from openai.types import Completion, CompletionUsage, CreateEmbeddingResponse
+from anthropic.types.messages import MessageBatchIndividualResponse
+from openai.types import Completion, CompletionUsage, CreateEmbeddingResponse, ImagesResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.realtime import ResponseDoneEvent
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseUsage
 
+from askii_middleware.providers import APIS, find_apis
 from askii_middleware.providers.response import read_response, record_into
 from askii_middleware.usage import Report, TokenUsage
 
@@ -433,3 +436,149 @@ def test_lines_of_json_are_read_like_events() -> None:
 def test_a_reported_cost_is_recorded() -> None:
     assert read_response({**CHAT, "usage": {**USAGE, "cost": 0.25}}).cost_nano_usd == 250_000_000
     assert read_response({**USAGE, "cost_in_usd_ticks": 10**10}).cost_nano_usd == 10**9
+
+
+def test_the_image_tools_model_is_read_from_plain_answers_of_any_size() -> None:
+    api = find_apis("/v1/responses")[0]
+    tool_usage = {"image_gen": {"input_tokens": 5, "output_tokens": 10, "total_tokens": 15}}
+    tools = [{"type": "image_generation", "model": "gpt-image-1-mini"}]
+    for filler in ("", "x" * 400_000):
+        body = json.dumps(response_body(tool_usage=tool_usage, tools=tools, instructions=filler)).encode()
+        reader = api.body_reader()
+        reader.feed(body)
+        reader.finish()
+        for report in (api.read_body(body), reader.report):
+            assert report.other_usage == (("gpt-image-1-mini", TokenUsage(input=5, output_image=10)),)
+
+
+def test_a_tier_that_an_sdk_made_an_enumeration_of_is_read() -> None:
+    types = pytest.importorskip("google.genai.types")
+    counts = {"promptTokenCount": 5, "totalTokenCount": 5, "trafficType": "ON_DEMAND_PRIORITY"}
+    answer = types.GenerateContentResponse.model_validate({"candidates": [], "usageMetadata": counts})
+    assert read_response(answer).service_tier == "priority"
+
+
+def test_embeddings_of_vertex_count_each_for_itself_in_googles_sdk() -> None:
+    types = pytest.importorskip("google.genai.types")
+    entries = [{"values": [0.5], "statistics": {"tokenCount": count}} for count in (7, 3)]
+    answer = types.EmbedContentResponse.model_validate({"embeddings": entries})
+    for form in (answer, answer.model_dump()):
+        assert read_response(form).usage == TokenUsage(input=10)
+
+
+IMAGE_USAGE = {
+    "input_tokens": 5,
+    "output_tokens": 100,
+    "total_tokens": 105,
+    "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
+}
+
+
+def test_images_of_the_sdk_are_image_output_even_where_nothing_but_counts_is_told() -> None:
+    answer = {"created": 1, "data": [{"b64_json": "AA"}], "usage": IMAGE_USAGE}
+    assert read_response(ImagesResponse.model_validate(answer)).usage == TokenUsage(input=5, output_image=100)
+
+
+def test_what_a_transcription_heard_is_audio_though_it_names_no_language() -> None:
+    usage = {"prompt_audio_seconds": 203, "prompt_tokens": 4, "total_tokens": 3264, "completion_tokens": 635}
+    answer: dict[str, Any] = {
+        "model": "voxtral-mini-2507",
+        "text": "hello",
+        "language": None,
+        "segments": [],
+        "usage": usage,
+    }
+    heard = TokenUsage(input=4, input_audio=2625, output=635, second=203)
+    assert read_response(answer).usage == heard
+    models = pytest.importorskip("mistralai.client.models")
+    assert read_response(models.TranscriptionResponse.model_validate(answer)).usage == heard
+
+
+def test_a_ranking_that_is_billed_by_tokens_is_input() -> None:
+    answer = {"id": "r", "model": "m", "usage": {"total_tokens": 26}, "results": [{"index": 0, "relevance_score": 0.5}]}
+    assert [api.name for api in APIS if api.recognises(answer)] == ["cohere.rerank"]
+    assert read_response(answer).usage == TokenUsage(input=26)
+
+
+REALTIME_USAGE = {
+    "total_tokens": 300,
+    "input_tokens": 200,
+    "output_tokens": 100,
+    "input_token_details": {
+        "text_tokens": 50,
+        "audio_tokens": 150,
+        "cached_tokens": 64,
+        "cached_tokens_details": {"text_tokens": 0, "audio_tokens": 64},
+    },
+    "output_token_details": {"text_tokens": 20, "audio_tokens": 80},
+}
+REALTIME_USED = TokenUsage(input=50, input_audio=86, cache_read_audio=64, output=20, output_audio=80)
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled", "incomplete", "failed"])
+def test_a_response_of_a_realtime_session_keeps_its_audio(status: str) -> None:
+    response = {"id": "resp_1", "object": "realtime.response", "status": status, "output": [], "usage": REALTIME_USAGE}
+    done = {"type": "response.done", "event_id": "event_1", "response": response}
+    for form in (done, json.dumps(done), ResponseDoneEvent.model_validate(done)):
+        report = read_response(form)
+        assert (report.usage, report.provider_request_id) == (REALTIME_USED, "resp_1")
+        assert (report.finished, report.failed) == (True, status == "failed")
+    beside = {"type": "response.done", "response": {"id": "resp_1", "status": status}, "usage": REALTIME_USAGE}
+    assert read_response(beside).usage == REALTIME_USED
+
+
+def test_a_response_that_ends_by_the_same_name_elsewhere_is_no_realtime_one() -> None:
+    report = read_response({"type": "response.done", "response": response_body()})
+    assert report.usage == read_response(response_body()).usage
+
+
+@pytest.mark.parametrize(
+    ("usage", "model", "used"),
+    [
+        ({"type": "duration", "seconds": 2.5}, "whisper-1", TokenUsage(second=3)),
+        (
+            {
+                "type": "tokens",
+                "total_tokens": 30,
+                "input_tokens": 20,
+                "input_token_details": {"text_tokens": 2, "audio_tokens": 18},
+                "output_tokens": 10,
+            },
+            "gpt-4o-transcribe",
+            TokenUsage(input=2, input_audio=18, output=10),
+        ),
+    ],
+)
+def test_what_a_session_heard_is_another_models(usage: dict[str, Any], model: str, used: TokenUsage) -> None:
+    kind = "conversation.item.input_audio_transcription.completed"
+    report = read_response({"type": kind, "item_id": "item_1", "transcript": "hello", "usage": usage})
+    assert (report.usage, report.model, report.provider_request_id) == (used, model, "item_1")
+
+
+def test_messages_of_a_live_session_are_read_turn_by_turn() -> None:
+    types = pytest.importorskip("google.genai.types")
+    counts = {
+        "promptTokenCount": 5,
+        "responseTokenCount": 3,
+        "totalTokenCount": 8,
+        "responseTokensDetails": [{"modality": "AUDIO", "tokenCount": 3}],
+    }
+    wire = {"serverContent": {"turnComplete": True}, "usageMetadata": counts}
+    message = types.LiveServerMessage.model_validate(wire)
+    for form in (wire, message, message.model_dump()):
+        report = read_response(form)
+        assert (report.usage, report.finished) == (TokenUsage(input=5, output_audio=3), True)
+    speaking = {"serverContent": {"modelTurn": {"parts": [{"text": "hi"}]}}}
+    assert read_response(speaking) == Report()
+
+
+def test_a_line_of_a_batchs_results_is_read_like_its_answer_at_the_tier_of_batches() -> None:
+    message = {"custom_id": "a", "result": {"type": "succeeded", "message": MESSAGE}}
+    for form in (message, MessageBatchIndividualResponse.model_validate(message)):
+        report = read_response(form)
+        assert (report.usage, report.service_tier, report.provider_request_id) == (MESSAGE_USAGE, "batch", "msg_1")
+    line = {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "body": CHAT}, "error": None}
+    report = read_response(json.dumps(line))
+    assert (report.usage, report.service_tier, report.provider_request_id) == (READ.usage, "batch", "chatcmpl-1")
+    expired = {"custom_id": "a", "result": {"type": "expired"}}
+    assert read_response(expired) == Report()

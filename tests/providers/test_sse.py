@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from askii_middleware.providers.sse import Block, Framer, SseReader
 from askii_middleware.usage import Report
 
-from .support import cut, cut_at, feed
+from .support import cut, cut_at, event, feed
 
 
 def blocks(chunks: list[bytes], limit: int = 1 << 20) -> list[Block]:
@@ -116,3 +116,11 @@ def test_a_reader_keeps_nothing_of_a_long_stream() -> None:
     feed(reader, (b"data: {}\n" for _ in range(300_000)))  # one event that never ends
     framer = reader._framer
     assert (framer._line, framer._raw, framer._data) == (bytearray(), [], [])
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_the_size_of_an_event_alone_decides_whether_it_is_read(size: int) -> None:
+    short, long = event("a" * 300), event("b" * 500)
+    found = blocks(cut(short + long + short, size), 400)
+    assert b"".join(block.raw for block in found) == short + long + short
+    assert [block.data for block in found if block.data is not None] == [b"a" * 300] * 2

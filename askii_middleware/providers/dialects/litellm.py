@@ -16,7 +16,9 @@ from .base import Counts, Dialect
 def _correct(counts: Counts, usage: Mapping[str, Any]) -> None:
     details = member(usage, "prompt_tokens_details", "input_tokens_details")
     counts.cached = counts.cached or part(usage, "cache_read_input_tokens")
-    written = part(details, "cache_creation_tokens") or part(usage, "cache_creation_input_tokens")
+    # DashScope has the whole of Anthropic's names inside the details.
+    written = part(details, "cache_creation_tokens", "cache_creation_input_tokens")
+    written = written or part(usage, "cache_creation_input_tokens")
     counts.cache_write = counts.cache_write or written
     counts.cache_write_1h = part(member(details, "cache_creation_token_details"), "ephemeral_1h_input_tokens")
     searches = part(member(usage, "server_tool_use"), "web_search_requests") or part(details, "web_search_requests")

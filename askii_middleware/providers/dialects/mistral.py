@@ -19,11 +19,16 @@ def _correct(counts: Counts, usage: Mapping[str, Any]) -> None:
     for name in ("web_search", "web_search_premium"):
         counts.web_search += max(part(connectors, name), 0)
     counts.second = total(usage, "prompt_audio_seconds") or 0
+    # Some answers have the cached tokens under these names only.
+    of_prompt = member(usage, "prompt_token_details")
+    counts.cached = counts.cached or part(usage, "num_cached_tokens") or part(of_prompt, "cached_tokens")
 
 
 DIALECT = Dialect(
     name="mistral",
-    marks=frozenset(("connector_tokens", "connectors", "prompt_audio_seconds")),
+    marks=frozenset(
+        ("connector_tokens", "connectors", "prompt_audio_seconds", "num_cached_tokens", "prompt_token_details")
+    ),
     correct=_correct,
     # Its own names: its open weights served by others carry the publisher before a slash.
     refusing_models=(
