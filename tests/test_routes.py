@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from askii_middleware.providers import APIS
 from askii_middleware.providers.base import Api
 from askii_middleware.providers.free import is_free
-from askii_middleware.routes import Routes, route_path, mints_credentials
+from askii_middleware.routes import Routes, mints_credentials, route_path
 
 CHAT = "/v1/chat/completions"
 
