@@ -33,6 +33,12 @@ class BudgetTerms(msgspec.Struct, frozen=True, kw_only=True):
     """Fixed-point decimal; turned into nano-USD at the rate of each admission, rounded down."""
     zone: str = "UTC"
     enabled: bool = True
+    soft: bool = False
+    """It reports and never refuses."""
+    alert_at_ppm: tuple[int, ...] = ()
+    """Shares of the limit, in millionths and ascending, whose crossing by what is spent is reported."""
+    max_values: int | None = None
+    """So many values of the scope's `*` have counters of their own in one window; all further ones share one."""
 
 
 class BudgetRef(NamedTuple):
@@ -57,6 +63,8 @@ class Candidate(NamedTuple):
     model: str
     hold_nano_usd: int
     matches: tuple[Match, ...]
+    least_nano_usd: int | None = None
+    """Where the whole hold does not fit, as much as does will do, from this amount on. None: all of it or nothing."""
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +80,7 @@ class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):
         forms_version: which budget forms the matches were built from; an old one is answered with `StaleFormsError`.
         downgrade_at_ppm: above this utilisation of the requested model's budgets, fallbacks come first.
         replaces: a hold to release in the same operation (a block taking over its request's hold).
+        shadow: hold for the first candidate whatever the budgets say, and tell in `Admission.shadow` what they say.
         about: JSON of identity and model for the audit row, should the worker die.
     """
 
@@ -84,7 +93,38 @@ class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):
     forms_version: int
     downgrade_at_ppm: int = PPM
     replaces: str | None = None
+    shadow: bool = False
     about: bytes = b"{}"
+
+
+class ExtendRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """More room for a call that runs: on all the counters of its hold, or on none.
+
+    Attributes:
+        sequence: counts a call's extensions from 1; one that was answered before changes nothing.
+        target_nano_usd: what the hold should come to, in all.
+        least_nano_usd: the least it must come to; between the two, as much as fits.
+        matches, windows, rate: as in ReserveRequest, of the admitted candidate; the windows are those of admission.
+    """
+
+    call_id: str
+    sequence: int
+    target_nano_usd: int
+    least_nano_usd: int
+    matches: tuple[Match, ...]
+    windows: dict[str, tuple[Window, Window]]
+    rate: tuple[int, int]
+
+
+class Extension(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to an extension. `hold_nano_usd` is what the hold comes to now; where `granted` is False it is what
+    it was before, or 0 where there is no live hold any more.
+    """
+
+    granted: bool
+    hold_nano_usd: int
+    reason: Reason | None = None
+    deciding: BudgetState | None = None
 
 
 class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +138,7 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
     spent_nano_usd: int
     held_nano_usd: int
     resets_at_s: int
+    soft: bool = False
 
     @property
     def remaining_nano_usd(self) -> int | None:
@@ -117,63 +158,120 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """The lines of the winning candidate, or of the requested model on refusal."""
     reason: Reason | None = None
     deciding: BudgetState | None = None
+    hold_nano_usd: int = 0
+    """What is held: the winning candidate's hold, or from its `least_nano_usd` on as much as fitted."""
+    shadow: Admission | None = None
+    """In shadow: the answer that would have been given."""
 
 
-def fits(state: BudgetState, hold_nano_usd: int) -> bool:
-    """Whether one more hold fits a line. A hold of zero needs no room, only a limit that is not 0."""
-    limit = state.limit_nano_usd
-    if limit is None:
-        return True
-    if hold_nano_usd == 0:
-        return limit > 0
-    return state.spent_nano_usd + state.held_nano_usd + hold_nano_usd <= limit
+def room(state: BudgetState) -> int | None:
+    """What a line can still hold in nano-USD, below 0 where it is overdrawn; None: as much as anyone wants."""
+    if state.limit_nano_usd is None or state.soft:
+        return None
+    return state.limit_nano_usd - state.spent_nano_usd - state.held_nano_usd
 
 
-def _is_spent(state: BudgetState, hold_nano_usd: int) -> bool:
+def fitting(lines: Sequence[BudgetState], hold_nano_usd: int, least_nano_usd: int | None = None) -> int | None:
+    """As much of a hold as fits all lines, from `least_nano_usd` on (None: all of it); None if that does not fit. A
+    hold of zero needs no room, only limits that are not 0.
+    """
+    granted = hold_nano_usd
+    for state in lines:
+        left = room(state)
+        if left is None:
+            continue
+        if hold_nano_usd == 0:
+            if state.limit_nano_usd == 0:
+                return None
+        elif left < granted:
+            if least_nano_usd is None or left < least_nano_usd:
+                return None
+            granted = left
+    return granted
+
+
+def _fits(state: BudgetState, nano_usd: int) -> bool:
+    return fitting((state,), nano_usd) is not None
+
+
+def _is_spent(state: BudgetState, nano_usd: int) -> bool:
     """Whether it would not fit even if every running call cost nothing."""
     limit = state.limit_nano_usd
-    if limit is None:
+    if limit is None or state.soft:
         return False
-    return limit == 0 or (hold_nano_usd > 0 and state.spent_nano_usd + hold_nano_usd > limit)
+    return limit == 0 or (nano_usd > 0 and state.spent_nano_usd + nano_usd > limit)
 
 
 def decide(
-    holds_nano_usd: Sequence[int],
+    candidates: Sequence[Candidate],
     lines: Sequence[Sequence[BudgetState]],
     *,
     admitted_at_s: float,
     downgrade_at_ppm: int = PPM,
 ) -> Admission:
-    """Choose the first candidate whose hold fits all its lines.
+    """Choose the first candidate whose hold, or enough of it, fits all its lines.
 
     The order is that of the candidates, except that above `downgrade_at_ppm` of utilisation the requested model
     comes last. On refusal the reason is `held` if some candidate would fit once running calls settle at nothing,
     else `spent`; the deciding line is the failing one that resets last.
     """
-    order = list(range(len(holds_nano_usd)))
+    order = list(range(len(candidates)))
     if len(order) > 1 and _utilisation_above(lines[0], downgrade_at_ppm):
         order = [*order[1:], 0]
     for index in order:
-        hold = holds_nano_usd[index]
-        if all(fits(state, hold) for state in lines[index]):
-            return Admission(candidate=index, admitted_at_s=admitted_at_s, states=tuple(lines[index]))
+        candidate = candidates[index]
+        granted = fitting(lines[index], candidate.hold_nano_usd, candidate.least_nano_usd)
+        if granted is not None:
+            return Admission(
+                candidate=index, admitted_at_s=admitted_at_s, states=tuple(lines[index]), hold_nano_usd=granted
+            )
+    needs = [c.hold_nano_usd if c.least_nano_usd is None else c.least_nano_usd for c in candidates]
     reason: Reason = "spent"
     judged = 0
     for index in order:
-        if not any(_is_spent(state, holds_nano_usd[index]) for state in lines[index]):
+        if not any(_is_spent(state, needs[index]) for state in lines[index]):
             reason, judged = "held", index
             break
-    hold = holds_nano_usd[judged]
-    test = _is_spent if reason == "spent" else (lambda state, hold: not fits(state, hold))
-    deciding = max((s for s in lines[judged] if test(s, hold)), key=lambda s: s.resets_at_s)
     return Admission(
-        candidate=None, admitted_at_s=admitted_at_s, states=tuple(lines[0]), reason=reason, deciding=deciding
+        candidate=None,
+        admitted_at_s=admitted_at_s,
+        states=tuple(lines[0]),
+        reason=reason,
+        deciding=_deciding(lines[judged], needs[judged], reason),
     )
+
+
+def decide_extension(lines: Sequence[BudgetState], held_nano_usd: int, request: ExtendRequest) -> Extension:
+    """Raise a live hold of `held_nano_usd`, which the lines count as held, to the request's target or as far as they
+    have room, if that is enough. A hold never shrinks.
+    """
+    more = request.target_nano_usd - held_nano_usd
+    least = request.least_nano_usd - held_nano_usd
+    if more <= 0:
+        return Extension(granted=True, hold_nano_usd=held_nano_usd)
+    granted = fitting(lines, more, max(least, 0))
+    if granted is None and least <= 0:
+        granted = 0  # what it has is enough
+    if granted is not None:
+        return Extension(granted=True, hold_nano_usd=held_nano_usd + granted)
+    reason: Reason = "spent" if any(_is_spent(state, request.least_nano_usd) for state in lines) else "held"
+    # What would be spent is judged by the call as a whole, what is held by what it needs besides its own hold.
+    need = request.least_nano_usd if reason == "spent" else least
+    return Extension(
+        granted=False, hold_nano_usd=held_nano_usd, reason=reason, deciding=_deciding(lines, need, reason)
+    )
+
+
+def _deciding(lines: Sequence[BudgetState], need_nano_usd: int, reason: Reason) -> BudgetState:
+    fails = _is_spent if reason == "spent" else (lambda state, need: not _fits(state, need))
+    return max((state for state in lines if fails(state, need_nano_usd)), key=lambda state: state.resets_at_s)
 
 
 def _utilisation_above(lines: Sequence[BudgetState], ppm: int) -> bool:
     return any(
-        line.limit_nano_usd is not None and (line.spent_nano_usd + line.held_nano_usd) * PPM > line.limit_nano_usd * ppm
+        line.limit_nano_usd is not None
+        and not line.soft
+        and (line.spent_nano_usd + line.held_nano_usd) * PPM > line.limit_nano_usd * ppm
         for line in lines
     )
 

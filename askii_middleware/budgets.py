@@ -18,7 +18,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from .admission import BudgetRef, BudgetTerms, Match, Window
+from .admission import PPM, BudgetRef, BudgetTerms, Match, Window
 from .currency import MAX_NANO_USD, usd_to_nano
 from .errors import ConfigurationError
 
@@ -28,6 +28,9 @@ ROLLING = re.compile(r"([1-9][0-9]{0,4})([mhd])")
 FOREVER_S = 253_402_300_800
 """9999-12-31T24:00Z, the end of the window of a `total` budget."""
 MAX_DECIMALS = 30
+INVENTED = frozenset(("end_user", "tag"))
+"""Dimensions whose values clients can choose freely."""
+MAX_INVENTED_VALUES = 10_000
 KNOWN_MATCHES = 4096
 """How many matches an index remembers; building one takes some microseconds, finding it a fraction of one."""
 
@@ -120,6 +123,9 @@ class Budget:
         period: daily, weekly (from Monday), monthly, yearly, total, or `Nm`, `Nh`, `Nd`.
         zone: an IANA time zone whose midnights bound the window.
         alert_at: shares of the limit (0 to 1, exclusive of 0) whose crossing is reported.
+        soft: it reports and never refuses.
+        max_values: so many values of the scope's `*` have counters of their own in one window, all further ones share
+            one. None: 10,000 where a client chooses the value freely (`end_user`, `tag`), else any number.
         enabled: a disabled budget is as if it were not there, so `*` applies again.
     """
 
@@ -129,6 +135,8 @@ class Budget:
     period: str = "daily"
     zone: str = "UTC"
     alert_at: tuple[float, ...] = ()
+    soft: bool = False
+    max_values: int | None = None
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -145,6 +153,8 @@ class Budget:
             raise ConfigurationError(f"budget {self.scope}: give limit_usd or limit_coins, not both")
         if any(not 0 < share <= 1 for share in self.alert_at):
             raise ConfigurationError(f"budget {self.scope}: alert_at takes shares above 0 and up to 1")
+        if self.max_values is not None and (type(self.max_values) is not int or self.max_values < 1):
+            raise ConfigurationError(f"budget {self.scope}: max_values is a whole number of at least 1")
         self.terms  # noqa: B018 - validates the amounts now rather than at the first call
 
     @property
@@ -167,7 +177,22 @@ class Budget:
                 limit = usd_to_nano(_amount(self.limit_usd))
             except ValueError as error:
                 raise ConfigurationError(f"budget {self.scope}: limit_usd: {error}") from None
-        return BudgetTerms(limit_nano_usd=limit, limit_coins=coins, zone=self.zone, enabled=self.enabled)
+        return BudgetTerms(
+            limit_nano_usd=limit,
+            limit_coins=coins,
+            zone=self.zone,
+            enabled=self.enabled,
+            soft=self.soft,
+            alert_at_ppm=tuple(sorted({round(share * PPM) for share in self.alert_at})),
+            max_values=self._max_values(),
+        )
+
+    def _max_values(self) -> int | None:
+        """Only where a `*` stands: one named value cannot be many."""
+        starred = {name for name in DIMENSIONS if getattr(self.scope, name) == "*"}
+        if self.max_values is not None or starred.isdisjoint(INVENTED):
+            return self.max_values if starred else None
+        return MAX_INVENTED_VALUES
 
 
 def _amount(value: Decimal | float | str) -> Decimal:
