@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .currency import usd_to_askii_coins as usd_to_askii_coins
     from .decorator import Param as Param
     from .decorator import tracked as tracked
+    from .default_tracker import get_cost_tracker as get_cost_tracker
     from .errors import AskiiError as AskiiError
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import ConfigurationError as ConfigurationError
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from .sinks.log import LogSink as LogSink
     from .sinks.memory import MemorySink as MemorySink
     from .tracker import CostTracker as CostTracker
-    from .tracker import get_cost_tracker as get_cost_tracker
     from .usage import TokenUsage as TokenUsage
 
 _HOMES = {
@@ -68,7 +68,8 @@ _HOMES = {
     "sinks.lago": ("LagoSink",),
     "sinks.log": ("LogSink",),
     "sinks.memory": ("MemorySink",),
-    "tracker": ("CostTracker", "get_cost_tracker"),
+    "default_tracker": ("get_cost_tracker",),
+    "tracker": ("CostTracker",),
     "usage": ("TokenUsage",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

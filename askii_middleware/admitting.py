@@ -1,178 +1,89 @@
-"""From a call's specification to its hold: candidates, bounds, and the one question to the store."""
+"""From a call's specification to its hold: the one question to the store, and the call its answer makes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from .admission import PPM, Admission, Candidate, ReserveRequest
 from .budgets import BudgetIndex
-from .calls import CallSpec
-from .currency import MAX_NANO_USD, Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
-from .errors import BudgetExceededError, StoreError, UnknownModelError
-from .output_limits import max_output_tokens
+from .calls import Call, CallSpec
+from .currency import Rate, nano_to_coins, nano_to_coins_text, nano_to_usd_text
+from .errors import BudgetExceededError, StoreError
 from .stores.base import StaleFormsError
-from .tokens import encoding_of
 from .usage import NOTHING_USED
 from .waiting import bounded
 
 if TYPE_CHECKING:
-    from .fallbacks import Fallbacks
     from .identity import Identity
-    from .pricing import Price, PriceBook
-    from .providers.base import BatchItems
+    from .options import Option, OptionBuilder
     from .stores.base import Store
 
-DEFAULT_PRICE = "askii-default-price"
-"""The name `default_price` is filed under."""
-CONTEXT_WINDOW = 128_000
-"""Tokens held for a prompt that is not in the request, where neither a setting nor the model's window is known."""
 BACKGROUND_S = 26 * 3600.0
 """How long the hold of an operation may live that goes on after its answer."""
-UNPRICED_HOLD_NANO_USD = 1
-"""A model without a price still needs room in its budgets: this asks for it."""
 
 _about = msgspec.json.Encoder().encode
 
 
-class Option(NamedTuple):
-    """A candidate model with everything that depends on it."""
+class Admitted(NamedTuple):
+    """A store's answer, and the candidates and options it speaks of. `admission` None: nobody was asked."""
 
-    model: str
-    price: Price | None
-    input_bound: int
-    output_bound: int
-    write_output_limit: int | None
-    hold_nano_usd: int
+    admission: Admission | None
+    candidates: list[Candidate]
+    options: list[Option]
 
 
 class Admitter:
-    """Decides what to ask the store. Owns no state besides its configuration."""
+    """Decides what to ask the store. Owns no state besides its configuration.
+
+    Args:
+        model_name: the name under which budgets know a model.
+    """
 
     def __init__(
         self,
         store: Store,
-        prices: PriceBook,
         index: BudgetIndex,
-        fallbacks: Fallbacks,
+        builder: OptionBuilder,
         *,
-        unknown_price: Literal["reject", "default", "allow"],
-        default_max_output_tokens: int,
-        remote_input_tokens: int | None,
+        model_name: Callable[[str], str],
         max_call_s: float,
         downgrade_at: float,
-        provider_of: Callable[[str], str | None] | None,
         answer_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._prices = prices
         self._index = index
-        self._fallbacks = fallbacks
-        self._unknown_price = unknown_price
-        self._default_max_output_tokens = default_max_output_tokens
-        self._remote_input_tokens = remote_input_tokens
+        self._builder = builder
+        self._model_name = model_name
         self._max_call_s = max_call_s
         self._answer_timeout_s = answer_timeout_s
         self._downgrade_at_ppm = round(downgrade_at * PPM)
-        self._provider_of = provider_of
         self._clock = clock
 
-    def count_early(self, spec: CallSpec) -> None:
-        """Count the prompt now if the order of the candidates may depend on how full the budgets are."""
-        if spec.count_input is not None and self._downgrade_at_ppm != PPM:
-            spec.counted_input, spec.count_input = spec.count_input(), None
-
-    def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
-        """The price of a model, or the configured default; None where there is neither."""
-        price = self._prices.find(model, provider=provider, service_tier=service_tier)
-        if price is None and self._unknown_price == "default":
-            price = self._prices.find(DEFAULT_PRICE)
-        return price
-
-    def options(self, spec: CallSpec) -> list[Option]:
-        """The requested model and its fallbacks, with their bounds and holds. Raises UnknownModelError where the
-        requested one has no price; fallbacks without one are left out (the start refuses them anyway).
+    def count_early(self, spec: CallSpec, *, shadow: bool) -> None:
+        """Count the prompt now if the order of the candidates may depend on how full the budgets are, or if there will
+        be no second question because nothing is refused.
         """
-        found: list[Option] = []
-        for model in (spec.model, *self._fallbacks.of(spec.model, spec.kind)):
-            if found and spec.accepts is not None and not spec.accepts(model):
-                continue
-            price = self._price_for(model, spec)
-            if price is None and self._unknown_price != "allow" and spec.kind != "batch":
-                if found:
-                    continue
-                raise UnknownModelError(model)
-            entering = self._input_tokens(spec, model) + (self._remote(price) if spec.remote_input else 0)
-            if spec.output_tokens is not None:
-                leaving, write = spec.output_tokens, None
-            else:
-                known = (price.max_output_tokens if price else None) or max_output_tokens(model)
-                leaving = (known or self._default_max_output_tokens) * spec.choices
-                write = None if known or spec.kind != "text" else self._default_max_output_tokens
-            hold = self._hold(spec, price, entering, leaving)
-            # Beyond what a counter holds no amount is any larger: it fits no budget.
-            found.append(Option(model, price, entering, leaving, write, min(hold, MAX_NANO_USD)))
-        return found
-
-    def _price_for(self, model: str, spec: CallSpec) -> Price | None:
-        """The price at the provider that will serve the model. One that prices no text is none for a call of text."""
-        provider = self._provider_of(model) if self._provider_of is not None else None
-        price = self.price_of(model, provider=provider or spec.provider, service_tier=spec.service_tier)
-        if price is None or price.serves(spec.kind):
-            return price
-        return self._prices.find(DEFAULT_PRICE) if self._unknown_price == "default" else None
-
-    def _hold(self, spec: CallSpec, price: Price | None, entering: int, leaving: int) -> int:
-        """What a call may cost at a price. A batch costs what its items do, each at its own model's."""
-        if spec.kind == "batch":
-            return sum(self._hold_for_items(spec, items) for items in spec.items) or UNPRICED_HOLD_NANO_USD
-        units = None if spec.units is NOTHING_USED else spec.units
-        hold = price.hold(entering, leaving, media=spec.media, units=units) if price else UNPRICED_HOLD_NANO_USD
-        for model in spec.alternatives:
-            hold = max(hold, self._hold_for(model, spec, entering, leaving))
-        return hold + sum(self._hold_for(model, spec, entering, leaving) for model in spec.other_models)
-
-    def _hold_for_items(self, spec: CallSpec, items: BatchItems) -> int:
-        price = self.price_of(items.model, provider=spec.provider)
-        if price is None:
-            if self._unknown_price != "allow":
-                raise UnknownModelError(items.model)
-            return UNPRICED_HOLD_NANO_USD
-        leaving = items.output_tokens
-        if items.unlimited:
-            known = price.max_output_tokens or max_output_tokens(items.model)
-            leaving += items.unlimited * (known or self._default_max_output_tokens)
-        return price.hold(items.input_tokens, leaving, media=spec.media)
-
-    def _hold_for(self, model: str, spec: CallSpec, entering: int, leaving: int) -> int:
-        """A further model that the request lets the provider call, bounded as the call itself."""
-        price = self.price_of(model, provider=spec.provider)
-        if price is None and self._unknown_price != "allow":
-            raise UnknownModelError(model)
-        return price.hold(entering, leaving, media=spec.media) if price else UNPRICED_HOLD_NANO_USD
-
-    def _input_tokens(self, spec: CallSpec, model: str) -> int:
-        if spec.counted_input is None or encoding_of(self._prices.canonical(model)) != spec.counted_input[0]:
-            return spec.input_tokens
-        return min(spec.counted_input[1], spec.input_tokens)
-
-    def _remote(self, price: Price | None) -> int:
-        return self._remote_input_tokens or (price.context_window if price else None) or CONTEXT_WINDOW
+        if spec.count_input is not None and (shadow or self._downgrade_at_ppm != PPM):
+            spec.counted_input, spec.count_input = spec.count_input(), None
 
     def candidate(self, option: Option, identity: Identity, spec: CallSpec) -> Candidate:
         """An option as the store sees it: its hold and the budgets it meets."""
         return Candidate(
-            option.model, option.hold_nano_usd, self._index.matches(self.dimensions(identity, spec, option))
+            option.model,
+            option.hold_nano_usd,
+            self._index.matches(self.dimensions(identity, spec, option)),
+            option.least_nano_usd,
         )
 
     def dimensions(self, identity: Identity, spec: CallSpec, option: Option) -> dict[str, str | tuple[str, ...] | None]:
         """All dimension values of a call with this model."""
         values = identity.dimensions()
         if self._index.by_model:
-            values["model"] = self._prices.canonical(option.model)
+            values["model"] = self._model_name(option.model)
             values["provider"] = option.price.provider if option.price else spec.provider
             values["deployment"] = spec.deployment
         return values
@@ -187,27 +98,26 @@ class Admitter:
         worker: str,
         rate: Rate,
         replaces: str | None,
-    ) -> tuple[Admission, list[Candidate], list[Option]]:
+        shadow: bool,
+    ) -> Admitted:
         """Hold for the first option that fits. The bytes of a prompt bound its tokens several times over, so where
-        they can be counted they are, before anything cheaper or a refusal. Raises StoreError.
-
-        Returns the store's answer, and the candidates and options it speaks of.
+        they can be counted they are, before anything cheaper, a lower limit or a refusal. Raises StoreError.
         """
 
-        async def ask(offered: list[Option]) -> tuple[Admission, list[Candidate]]:
+        async def ask(offered: list[Option]) -> Admitted:
             return await self._ask(
-                identity, spec, offered, call_id=call_id, worker=worker, rate=rate, replaces=replaces
+                identity, spec, offered, call_id=call_id, worker=worker, rate=rate, replaces=replaces, shadow=shadow
             )
 
         count = spec.count_input
         if count is not None:
-            admission, candidates = await ask(options[:1])
-            if admission.candidate is not None:
-                return admission, candidates, options
+            first = options[0] if options[0].metered else options[0]._replace(least_nano_usd=None)
+            admitted = await ask([first])
+            if admitted.admission is not None and admitted.admission.candidate is not None:
+                return admitted
             spec.counted_input, spec.count_input = count(), None
-            options = self.options(spec)
-        admission, candidates = await ask(options)
-        return admission, candidates, options
+            options = self._builder.options(spec, identity.tenant)
+        return await ask(options)
 
     async def _ask(
         self,
@@ -219,7 +129,8 @@ class Admitter:
         worker: str,
         rate: Rate,
         replaces: str | None,
-    ) -> tuple[Admission, list[Candidate]]:
+        shadow: bool,
+    ) -> Admitted:
         """One question to the store; again where the budgets' forms have changed meanwhile."""
         about = _about({"tenant": identity.tenant, "model": spec.model, "api": spec.api})
         for _attempt in range(3):
@@ -234,15 +145,79 @@ class Admitter:
                 forms_version=self._index.version,
                 downgrade_at_ppm=self._downgrade_at_ppm,
                 replaces=replaces,
+                shadow=shadow,
                 about=about,
             )
             try:
-                return await bounded(self._store.reserve(request), self._answer_timeout_s), candidates
+                admission = await bounded(self._store.reserve(request), self._answer_timeout_s)
             except TimeoutError:
                 raise StoreError(f"the ledger {self._store.url} did not answer in time (settle_timeout_s)") from None
             except StaleFormsError:
                 self._index.update(*await self._store.forms())
+            else:
+                return Admitted(admission, candidates, options)
         raise StoreError("budgets keep changing faster than they can be read; try again")
+
+
+def made_call(
+    admitted: Admitted,
+    identity: Identity,
+    spec: CallSpec,
+    index: BudgetIndex,
+    *,
+    call_id: str,
+    rate: Rate,
+    started_s: float,
+    held: bool,
+    now_s: float,
+) -> Call:
+    """The call that an answer which refused nothing makes."""
+    admission = admitted.admission
+    chosen = (admission.candidate or 0) if admission is not None else 0
+    option = admitted.options[chosen]
+    granted = option.hold_nano_usd if admission is None else admission.hold_nano_usd
+    bound, covered, write, clamped = option.output_bound, option.output_bound, option.write_output_limit, False
+    if granted < option.hold_nano_usd or option.metered:
+        units = None if spec.units is NOTHING_USED else spec.units
+        assert option.price is not None
+        paid = option.price.output_within(granted, option.input_bound, media=spec.media, units=units)
+        covered = bound if paid is None else min(bound, paid)
+        if not option.metered:
+            clamped, write = True, covered // spec.choices
+            bound = covered = write * spec.choices
+    return Call(
+        id=call_id,
+        spec=spec,
+        identity=identity,
+        model=option.model,
+        price=option.price,
+        held_nano_usd=granted,
+        held=held,
+        input_bound=option.input_bound,
+        output_bound=bound,
+        covered_tokens=covered,
+        write_output_limit=write,
+        clamped=clamped,
+        matches=admitted.candidates[chosen].matches,
+        windows=index.windows(now_s),
+        rate=rate,
+        admitted_at_s=now_s if admission is None else admission.admitted_at_s,
+        started_s=started_s,
+        states=() if admission is None else admission.states,
+        fallback_reason="budget" if chosen else None,
+        shadow=None if admission is None or admission.shadow is None else _shadow_text(admission.shadow, admitted),
+    )
+
+
+def _shadow_text(answer: Admission, admitted: Admitted) -> str | None:
+    """What would have happened, for the record; None where nothing would have been different."""
+    if answer.candidate is None:
+        kind = ",".join(part.partition("=")[0] for part in answer.deciding.scope.split(",")) if answer.deciding else ""
+        return f"denied:{answer.reason}:{kind}"
+    option = admitted.options[answer.candidate]
+    if answer.candidate:
+        return f"fallback:{option.model}"
+    return "clamped" if answer.hold_nano_usd < option.hold_nano_usd and not option.metered else None
 
 
 def exceeded(refusal: Admission, rate: Rate) -> BudgetExceededError:

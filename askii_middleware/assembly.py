@@ -23,8 +23,6 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
     options: dict[str, Any] = {}
     if settings.store.startswith("sqlite://"):
         options["sqlite_sync"] = settings.sqlite_sync
-    if settings.enforcement == "shadow":
-        raise ConfigurationError('enforcement: "shadow" comes with a later version; use "enforce" or "off"')
     if settings.metrics_port is not None:
         raise ConfigurationError("metrics_port comes with a later version; use metrics_path and metrics_token")
     for budget in settings.budgets:
@@ -41,6 +39,10 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         default_price=None if settings.default_price is None else _price("default_price", settings.default_price),
         trust_provider_cost=settings.trust_provider_cost,
         enforcement=settings.enforcement,
+        rollout=settings.rollout,
+        hold=settings.hold,
+        clamp_output=settings.clamp_output,
+        min_output_tokens=settings.min_output_tokens,
         default_max_output_tokens=settings.default_max_output_tokens,
         remote_input_tokens=settings.remote_input_tokens,
         hold_ttl_s=settings.hold_ttl_s,

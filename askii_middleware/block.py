@@ -157,7 +157,7 @@ class TrackedBlock:
         left = isinstance(error, asyncio.CancelledError | GeneratorExit) and not self._spec.remote_input
         ending = Ending(status=200, complete=error is None, client_left=left)
         reports = usage.reports() or [Report()]
-        shown = tracker.concluder.shown
+        shown = tracker.names.of
         served = next((r.model for r in reports if r.model and shown(r.model) != shown(call.model)), None)
         if served is not None:
             tracker.metrics.model_mismatch()

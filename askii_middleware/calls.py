@@ -52,6 +52,7 @@ class CallSpec:
         billed_by_request: what the call is billed where its answer reports nothing, known from the request alone.
         items: what a batch asks of each model.
         accepts: whether the request can be rewritten to a model; None: to any.
+        shows_output: whether all output that a model bills passes visibly in the stream; None: it does not.
     """
 
     model: str
@@ -77,6 +78,7 @@ class CallSpec:
     billed_by_request: TokenUsage | None = None
     items: tuple[BatchItems, ...] = ()
     accepts: Callable[[str], bool] | None = None
+    shows_output: Callable[[str], bool] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -95,8 +97,14 @@ class Call:
     held: bool
     input_bound: int
     output_bound: int
+    covered_tokens: int
+    """Output tokens that the hold pays for: the bound, or what a metered stream may produce before it is extended."""
     write_output_limit: int | None
-    """A limit per choice to write into the request, because the client set none and the model's is unknown."""
+    """A limit per choice to write into the request, because the client set none and the model's is unknown, or
+    because no more fitted the budgets.
+    """
+    clamped: bool
+    """The limit is lower than the request allows."""
     matches: tuple[Match, ...]
     windows: dict[str, tuple[Window, Window]]
     rate: Rate
@@ -105,6 +113,8 @@ class Call:
     """Monotonic, for the duration."""
     states: tuple[BudgetState, ...] = ()
     fallback_reason: str | None = None
+    shadow: str | None = None
+    """In shadow: what would have happened, such as `denied:spent:tenant`; None: the same."""
     closed: bool = False
     """Settled, released or deferred: nothing more may be written for it by this process."""
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .admitting import Admitter, Option
+from .admitting import Admitter
 from .calls import Call, CallSpec, new_call_id
 from .counting import check_model, check_name, check_usage, checked_metadata, whole_count
 from .currency import MAX_NANO_USD, NANO, RateSource
 from .errors import StoreError, UnknownModelError
 from .identity import Identity
 from .operations import Operations
+from .options import Option
 from .settling import Billed, Conclusion, Verdict, build
 from .usage import TokenUsage
 
@@ -253,7 +254,9 @@ class Charging(ABC):
             held=False,
             input_bound=0,
             output_bound=0,
+            covered_tokens=0,
             write_output_limit=None,
+            clamped=False,
             matches=self.index.matches(self._admitter.dimensions(identity, spec, option)),
             windows=self.index.windows(now_s),
             rate=self.rates.current(),

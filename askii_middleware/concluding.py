@@ -1,20 +1,19 @@
-"""From a call's end to its bill: which price charges what. Pure besides the price book's cache."""
+"""From a call's end to its bill: which price charges what. Pure besides caches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .models import catalogue_provider, family
+from .models import catalogue_provider
 from .records import Charge
 from .settling import Billed, Conclusion, Ending, Part, Verdict, bill, judge
 
 if TYPE_CHECKING:
     from .calls import Call
-    from .pricing import Price, PriceBook
+    from .names import ModelNames
+    from .pricing import Price
     from .usage import Report, TokenUsage
-
-MAX_NAMES = 4096
 
 
 class PriceOf(Protocol):
@@ -29,16 +28,15 @@ class Concluder:
     """
 
     def __init__(
-        self, prices: PriceBook, price_of: PriceOf, *, trust_provider_cost: bool | Iterable[str] = False
+        self, names: ModelNames, price_of: PriceOf, *, trust_provider_cost: bool | Iterable[str] = False
     ) -> None:
-        self._prices = prices
+        self._names = names
         self._trust_provider_cost = (
             trust_provider_cost
             if isinstance(trust_provider_cost, bool)
             else frozenset(map(catalogue_provider, trust_provider_cost))
         )
         self._price_of = price_of
-        self._names: dict[str, str] = {}
 
     def conclude(self, call: Call, report: Report, ending: Ending) -> Conclusion:
         """What a call comes to, from what was read of its answer and how it ended."""
@@ -80,7 +78,7 @@ class Concluder:
             if price is None:
                 flagged = call.price is not None
                 price = call.price
-            parts.append(Part(self.shown(served or call.model), price, usage))
+            parts.append(Part(self._names.of(served or call.model), price, usage))
         billed = bill(parts)
         if provider_cost_nano_usd is not None and not verdict.estimated and self._trusts(provider):
             cost = Charge(bucket="provider_cost", quantity=1, nano_usd=provider_cost_nano_usd)
@@ -92,22 +90,3 @@ class Concluder:
     def _trusts(self, provider: str | None) -> bool:
         trusted = self._trust_provider_cost
         return trusted if isinstance(trusted, bool) else catalogue_provider(provider or "") in trusted
-
-    def shown(self, model: str) -> str:
-        """The name records and metrics carry: a dated model's family, unless the dated one has a price of its own.
-        Bounded cache: providers choose the names.
-        """
-        known = self._names.get(model)
-        if known is None:
-            if len(self._names) >= MAX_NAMES:
-                self._names.clear()
-            name = self._prices.canonical(model)
-            short = family(name)
-            same = short == name or self._entry(name) == self._entry(short)
-            known = self._names[model] = short if same else name
-        return known
-
-    def _entry(self, name: str) -> str | None:
-        """The name under which a price stands."""
-        price = self._prices.find(name)
-        return None if price is None else price.model

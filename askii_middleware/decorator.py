@@ -157,7 +157,7 @@ def _preparation(
     injected = [parameter for parameter in ("model", *counted) if parameter in signature.parameters]
 
     def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[TrackedBlock, Start]:
-        from .tracker import get_cost_tracker  # noqa: PLC0415 - only where no tracker was given
+        from .default_tracker import get_cost_tracker  # noqa: PLC0415 - only where no tracker was given
 
         bound = signature.bind_partial(*args, **kwargs)
         for parameter in injected:

@@ -54,6 +54,8 @@ def call_headers(call: Call, *, cost_coins: str | None, expose_amounts: bool) ->
     if call.fallback_reason is not None:
         headers.append((b"x-askii-requested-model", header_value(call.spec.model)))
         headers.append((b"x-askii-fallback-reason", call.fallback_reason.encode()))
+    if call.clamped:
+        headers.append((b"x-askii-clamped-max-tokens", b"%d" % (call.write_output_limit or 0)))
     if not expose_amounts:
         return headers
     if cost_coins is not None:

@@ -24,6 +24,7 @@ from .gauges import LedgerGauges, label
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from .calls import Call
     from .records import UsageRecord
     from .stores.base import Settled
     from .tracker import CostTracker
@@ -107,6 +108,10 @@ class Metrics:
         self._flags = self._counter(
             "askii_flagged_calls", "Calls that are estimated, anomalous, late, unpriced or mismatched", "flag"
         )
+        self._shadowed = self._counter("askii_shadow", "Calls in shadow that would have gone otherwise", "outcome")
+        self._clamped = Counter(
+            "askii_clamped_calls", "Calls whose output limit was lowered to fit a budget", registry=self.registry
+        )
         self._late_identity = Counter(
             "askii_late_identity", "Calls whose tenant appeared only after the application ran", registry=self.registry
         )
@@ -136,8 +141,14 @@ class Metrics:
 
     # What the tracker and the middleware report --------------------------------------------------------------------
 
-    def admitted(self, seconds: float) -> None:
+    def admitted(self, call: Call, seconds: float) -> None:
         self._admit_seconds.observe(seconds)
+        if call.fallback_reason is not None:
+            self.fell_back(call.spec.model, call.model, call.fallback_reason)
+        if call.clamped:
+            self._clamped.inc()
+        if call.shadow is not None:
+            self._shadowed(call.shadow.partition(":")[0]).inc()
 
     def settled(self, record: UsageRecord, settled: Settled | None, seconds: float) -> None:
         """Count a finished call; also one whose charge waits in the journal (`settled` None)."""

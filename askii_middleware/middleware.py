@@ -16,6 +16,7 @@ import msgspec
 from .body import BodyTooLargeError, ClientLeftError, UnreadableBodyError
 from .bypass import Bypasses
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
+from .default_tracker import get_cost_tracker
 from .errors import BudgetExceededError, ConfigurationError, StoreError, UnknownModelError
 from .identify import Identifier, IdentityFailure, key_directory
 from .identity import Identity
@@ -41,7 +42,7 @@ from .refusals import (
 )
 from .routes import Routes, route_path
 from .sockets import SocketDoor
-from .tracker import CostTracker, get_cost_tracker
+from .tracker import CostTracker
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -278,7 +279,7 @@ class AskiiMiddleware:
     def _may_call(self, identity: Identity, model: str) -> bool:
         """A dated model belongs to its family unless it has a price of its own."""
         allowed = {self._canonical(name) for name in identity.models}
-        return self._canonical(model) in allowed or self.tracker.concluder.shown(model) in allowed
+        return self._canonical(model) in allowed or self.tracker.names.of(model) in allowed
 
     async def _run(
         self,

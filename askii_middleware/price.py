@@ -176,6 +176,22 @@ class Price:
             return hold
         return max(hold, self._at_base_tier.hold(input_tokens, output_tokens, media=media, units=units))
 
+    def output_within(
+        self, nano_usd: int, input_tokens: int, *, media: bool = False, units: TokenUsage | None = None
+    ) -> int | None:
+        """The most output tokens that a hold of `nano_usd` pays for beside `input_tokens`, below 0 where it does not
+        pay for these; None where output costs nothing. `hold` of the result never exceeds `nano_usd`.
+        """
+        holds = self._media_holds if media else self._text_holds
+        per_input, per_output = holds[bisect_left(self._starts, input_tokens) if self._starts else 0]
+        left = nano_usd * self._denominator - input_tokens * per_input
+        left -= self._request_fee if units is None else self._hold_for_units(units)
+        found = left // per_output if per_output else None
+        if self._at_base_tier is None:
+            return found
+        at_base = self._at_base_tier.output_within(nano_usd, input_tokens, media=media, units=units)
+        return at_base if found is None else found if at_base is None else min(found, at_base)
+
     def _hold_for_units(self, units: TokenUsage) -> int:
         total = max(units.request, 1) * self._request_fee
         for bucket, quantity in zip(BUCKETS, astuple(units), strict=False):

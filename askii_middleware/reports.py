@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .admission import BudgetState, decide, fits
+from .admission import BudgetState, Candidate, decide, fitting
 from .admitting import Admitter, exceeded
 from .budgets import BudgetIndex, Scope, scope_text, window
 from .calls import CallSpec
@@ -18,6 +18,7 @@ from .currency import NANO, RateSource, nano_to_coins, usd_to_nano
 from .errors import LAST_S, UnknownModelError
 from .fallbacks import Fallbacks
 from .identity import Identity
+from .options import OptionBuilder
 from .stores.base import SpendRow, Store
 
 Deployment = str | Mapping[str, Any]
@@ -50,6 +51,7 @@ class Reports(ABC):
     fallbacks: Fallbacks
     clock: Callable[[], float]
     _admitter: Admitter
+    _builder: OptionBuilder
 
     @abstractmethod
     async def ready(self) -> None:
@@ -147,7 +149,7 @@ class Reports(ABC):
         scope = Scope.parse(scope) if isinstance(scope, str) else scope
         nano_usd = usd_to_nano(usd)
         states = await self.budget_lines({name: getattr(scope, name) for name in scope.shape})
-        return all(fits(state, nano_usd) for state in states)
+        return all(fitting((state,), nano_usd) is not None for state in states)
 
     async def filter_deployments(
         self,
@@ -180,12 +182,13 @@ class Reports(ABC):
                 output_tokens=None if output_tokens is None else whole_count("output_tokens", output_tokens),
             )
             try:
-                option = self._admitter.options(spec)[0]
+                option = self._builder.options(spec, who.tenant)[0]
             except UnknownModelError as error:
                 reasons[spec.deployment or spec.model] = str(error)
                 continue
             states = await self.budget_lines(self._admitter.dimensions(who, spec, option))
-            answer = decide([option.hold_nano_usd], [states], admitted_at_s=self.clock())
+            candidate = Candidate(option.model, option.hold_nano_usd, (), option.least_nano_usd)
+            answer = decide([candidate], [states], admitted_at_s=self.clock())
             if answer.candidate is None:
                 reasons[spec.deployment or spec.model] = exceeded(answer, self.rates.current()).message
             else:

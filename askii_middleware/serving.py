@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .calls import new_call_id
+from .default_tracker import get_cost_tracker
 from .errors import ConfigurationError, StoreError
 from .identify import Identifier, IdentityFailure, key_directory
 from .middleware import AskiiMiddleware
@@ -15,7 +16,6 @@ from .refusals import RefusedError, ledger_unavailable, mints_refused, send_refu
 from .routes import Routes, mints_credentials, route_path
 from .settings import Settings, describe, limits_nothing, load_settings
 from .sockets import deny
-from .tracker import get_cost_tracker
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

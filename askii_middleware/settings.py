@@ -82,6 +82,12 @@ class Settings(BaseSettings):
 
     # Budgets, prices, models
     enforcement: Literal["enforce", "shadow", "off"] = "enforce"
+    rollout: Share = 1.0
+    """The share of tenants that are enforced; the others are in shadow."""
+    hold: Literal["bound", "metered", "estimate"] | None = None
+    """None: metered for streams, bound otherwise."""
+    clamp_output: Literal["unset", "always", "never"] = "unset"
+    min_output_tokens: Count = 256
     budgets: tuple[BudgetItem, ...] = ()
     downgrade_at: Share = 1.0
     fallbacks: dict[Text, tuple[Text, ...]] = {}

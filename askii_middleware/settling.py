@@ -221,6 +221,7 @@ def build(
         estimated=estimated,
         anomalous=flagged or any(part.usage.anomalous for part in parts),
         unpriced=billed.unpriced,
+        shadow=call.shadow,
         duration_ms=duration_ms,
         usage=total,
         charges=billed.charges,

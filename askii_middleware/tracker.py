@@ -7,14 +7,12 @@ the money is decided stands in `admission` (may it run?), `settling` (what did i
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .admission import Admission
-from .admitting import DEFAULT_PRICE, Admitter, exceeded
+from .admitting import Admitted, Admitter, exceeded, made_call
 from .block import TrackedBlock
 from .budgets import Budget, BudgetIndex
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
@@ -26,10 +24,14 @@ from .deferrals import Deferrals
 from .delivery import DeliveryLoop
 from .enforcer import BudgetEnforcer, CostCalculator
 from .errors import ConfigurationError, StoreError
+from .expectations import Expectations
 from .fallbacks import Fallbacks
 from .identity import Identity
 from .journal import Journal, journal_beside
 from .metrics import Metrics
+from .modes import Mode, Modes
+from .names import ModelNames
+from .options import DEFAULT_PRICE, ClampOutput, HoldPolicy, OptionBuilder
 from .pricing import ModelPrice, Price, PriceBook, PricingConfig
 from .reports import Reports
 from .session import Session
@@ -59,7 +61,14 @@ class CostTracker(Charging, Reports):
         prices: exact prices by model name, in USD per million tokens.
         aliases: other names of models.
         unknown_price: what happens to a model without a price: `reject`, `default` (at `default_price`), `allow`.
-        enforcement: `enforce`, or `off` (everything is recorded and charged, nothing is held or refused).
+        trust_provider_cost: charge what a provider says a call cost, of all providers or of those named.
+        enforcement: `enforce`; `shadow` (nothing is refused or changed; records say what would have happened); `off`
+            (everything is recorded and charged, nothing is held or refused).
+        rollout: the share of tenants, 0 to 1, that are enforced; the others are in shadow.
+        hold: `bound` (the worst cost), `metered` (streams hold as they go), `estimate` (the expected cost, which may
+            overspend by its error); None: metered for streams, bound otherwise.
+        clamp_output: where the hold does not fit, write a limit that does into requests that set none (`unset`), into
+            all (`always`), or `never`; at least `min_output_tokens`.
         default_max_output_tokens: the output bound where neither the request nor the model sets one; it is then
             written into the request.
         remote_input_tokens: the bound for a prompt that is not in the request; None: the model's context window.
@@ -90,7 +99,11 @@ class CostTracker(Charging, Reports):
         unknown_price: Literal["reject", "default", "allow"] = "reject",
         default_price: ModelPrice | None = None,
         trust_provider_cost: bool | Iterable[str] = False,
-        enforcement: Literal["enforce", "off"] = "enforce",
+        enforcement: Mode = "enforce",
+        rollout: float = 1.0,
+        hold: HoldPolicy | None = None,
+        clamp_output: ClampOutput = "unset",
+        min_output_tokens: int = 256,
         default_max_output_tokens: int = 16_384,
         remote_input_tokens: int | None = None,
         hold_ttl_s: float = 60.0,
@@ -108,7 +121,10 @@ class CostTracker(Charging, Reports):
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_choice("unknown_price", unknown_price, "reject", "default", "allow")
-        check_choice("enforcement", enforcement, "enforce", "off")
+        check_choice("enforcement", enforcement, "enforce", "shadow", "off")
+        check_choice("clamp_output", clamp_output, "unset", "always", "never")
+        if hold is not None:
+            check_choice("hold", hold, "bound", "metered", "estimate")
         check_choice("on_store_error", on_store_error, "deny", "allow")
         check_positive(
             hold_ttl_s=hold_ttl_s,
@@ -118,6 +134,7 @@ class CostTracker(Charging, Reports):
             default_max_output_tokens=default_max_output_tokens,
             outbox_max_pending=outbox_max_pending,
             max_series=max_series,
+            min_output_tokens=min_output_tokens,
         )
         self.store: Store = open_store(store, clock=clock) if isinstance(store, str) else store
         self.sinks = tuple(sinks)
@@ -129,8 +146,9 @@ class CostTracker(Charging, Reports):
         prices = dict(prices or {}) | ({} if default_price is None else {DEFAULT_PRICE: default_price})
         self.prices = PriceBook(pricing, prices=prices, aliases=aliases or {}, clock=clock)
         self.unknown_price = unknown_price
-        self.enforcement = enforcement
-        self.index = BudgetIndex(budgets)
+        self.modes = Modes(enforcement, rollout)
+        self.names = ModelNames(self.prices)
+        self.index = BudgetIndex(map(self.names.budget, budgets))
         self.metrics = Metrics(max_series=max_series)
         self.rates = RateSource(on_invalid=lambda _message: self.metrics.invalid_rate())
         self.fallbacks = Fallbacks(fallbacks or {}, self.prices)
@@ -142,21 +160,30 @@ class CostTracker(Charging, Reports):
         self._subscription_of = subscription_of
         journal_path = journal_path or journal_beside(self.store.url)
         journal = Journal(journal_path, max_bytes=journal_max_bytes) if journal_path else None
-        self._admitter = Admitter(
-            self.store,
+        self.expectations = Expectations()
+        self._builder = OptionBuilder(
             self.prices,
-            self.index,
             self.fallbacks,
             unknown_price=unknown_price,
             default_max_output_tokens=default_max_output_tokens,
             remote_input_tokens=remote_input_tokens,
+            provider_of=provider_of,
+            hold=hold,
+            clamp_output=clamp_output,
+            min_output_tokens=min_output_tokens,
+            expectations=self.expectations,
+        )
+        self._admitter = Admitter(
+            self.store,
+            self.index,
+            self._builder,
+            model_name=self.names.of,
             max_call_s=max_call_s,
             downgrade_at=downgrade_at,
-            provider_of=provider_of,
             answer_timeout_s=settle_timeout_s,
             clock=clock,
         )
-        self.concluder = Concluder(self.prices, self.price_of, trust_provider_cost=trust_provider_cost)
+        self.concluder = Concluder(self.names, self.price_of, trust_provider_cost=trust_provider_cost)
         self._writer = LedgerWriter(
             self.store, journal, settle_timeout_s=settle_timeout_s, on_store_error=self.metrics.store_error
         )
@@ -249,7 +276,7 @@ class CostTracker(Charging, Reports):
 
     def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
         """The price of a model, or the configured default; None where there is neither."""
-        return self._admitter.price_of(model, provider=provider, service_tier=service_tier)
+        return self._builder.price_of(model, provider=provider, service_tier=service_tier)
 
     async def admit(
         self, identity: Identity, spec: CallSpec, *, call_id: str | None = None, replaces: str | None = None
@@ -262,23 +289,32 @@ class CostTracker(Charging, Reports):
         started_s = time.perf_counter()
         call_id = call_id or new_call_id(self.clock())
         rate = self.rates.current()
-        self._admitter.count_early(spec)
-        options = self._admitter.options(spec)
-        admission: Admission | None = None
+        mode = self.modes.of(identity.tenant)
+        shadow = mode == "shadow"
+        self._admitter.count_early(spec, shadow=shadow)
+        options = self._builder.options(spec, identity.tenant, lenient=shadow)
+        admitted: Admitted | None = None
         held = False
         try:
             await self._session.can_hold()
-            if self.enforcement == "enforce":
+            if mode != "off":
                 held = True  # perhaps: a store that fails to answer, or is not waited for, may hold all the same
-                admission, candidates, options = await self._session.as_worker(
+                admitted = await self._session.as_worker(
                     lambda worker: self._admitter.reserve(
-                        identity, spec, options, call_id=call_id, worker=worker, rate=rate, replaces=replaces
+                        identity,
+                        spec,
+                        options,
+                        call_id=call_id,
+                        worker=worker,
+                        rate=rate,
+                        replaces=replaces,
+                        shadow=shadow,
                     )
                 )
         except StoreError as error:
             self.metrics.store_error("reserve")
             refused = isinstance(error, UnwritableError)
-            if refused or not self._allow_unheld:
+            if refused or not (self._allow_unheld or shadow):
                 if held and not refused:
                     self._writer.release_doubtful(call_id)
                 raise
@@ -288,38 +324,25 @@ class CostTracker(Charging, Reports):
             if held:
                 self._writer.release_soon(call_id)
             raise
-        if admission is None:
-            chosen, matches = 0, self._admitter.candidate(options[0], identity, spec).matches
-        elif admission.candidate is None:
-            raise exceeded(admission, rate)
-        else:
-            chosen = admission.candidate
-            matches = candidates[chosen].matches
-        option = options[chosen]
+        if admitted is None:
+            admitted = Admitted(None, [self._admitter.candidate(options[0], identity, spec)], options)
+        elif admitted.admission is not None and admitted.admission.candidate is None:
+            raise exceeded(admitted.admission, rate)
         spec.count_input = None
-        if chosen:
-            self.metrics.fell_back(spec.model, option.model, "budget")
         now_s = self.clock()
-        self.metrics.admitted(time.perf_counter() - started_s)
-        return Call(
-            id=call_id,
-            spec=spec,
-            identity=identity,
-            model=option.model,
-            price=option.price,
-            held_nano_usd=option.hold_nano_usd,
-            held=held,
-            input_bound=option.input_bound,
-            output_bound=option.output_bound,
-            write_output_limit=option.write_output_limit,
-            matches=matches,
-            windows=self.index.windows(now_s),
+        call = made_call(
+            admitted,
+            identity,
+            spec,
+            self.index,
+            call_id=call_id,
             rate=rate,
-            admitted_at_s=admission.admitted_at_s if admission is not None else now_s,
             started_s=started_s,
-            states=admission.states if admission is not None else (),
-            fallback_reason="budget" if chosen else None,
+            held=held,
+            now_s=now_s,
         )
+        self.metrics.admitted(call, time.perf_counter() - started_s)
+        return call
 
     # Calls in code ------------------------------------------------------------------------------------------------
 
@@ -379,22 +402,3 @@ class CostTracker(Charging, Reports):
         from .metrics import metrics_app  # noqa: PLC0415 - starlette only where it is served
 
         return metrics_app(self)
-
-
-_made: list[tuple[Settings | None, CostTracker]] = []
-_making = threading.Lock()
-
-
-def get_cost_tracker(settings: Settings | None = None) -> CostTracker:
-    """The process's own tracker, built from the environment and `askii.toml` at the first call; or that of
-    `settings`, the same one for the same object, since frameworks build a middleware many times.
-    """
-    with _making:
-        for known, tracker in _made:
-            if known is settings:
-                return tracker
-        from .settings import load_settings  # noqa: PLC0415 - only a configured tracker reads a configuration
-
-        tracker = CostTracker.from_settings(settings or load_settings())
-        _made.append((settings, tracker))
-        return tracker

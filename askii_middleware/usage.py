@@ -191,6 +191,8 @@ class Report(msgspec.Struct, kw_only=True):
     """The operation goes on elsewhere; its usage comes with a later answer."""
     visible_bytes: int = 0
     """UTF-8 bytes of generated text that passed: the basis of an estimate when no usage comes."""
+    text: list[str] | None = None
+    """Where set, readers that can add the pieces that pass, for whoever counts their tokens and empties it."""
     visible_deltas: int = 0
     """Pieces of generated text that passed; providers send about one token in each."""
 

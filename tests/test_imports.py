@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "core": {
         *("_version", "admission", "budgets", "catalogue", "currency", "errors", "fallbacks", "identity", "models"),
-        *("model_price",),
+        *("expectations", "model_price", "modes", "names", "options"),
         *("output_limits", "price", "pricing", "pricing_config", "records", "tokens", "usage"),
     },
     "families": {"providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
@@ -53,7 +53,7 @@ LAYERS = {
 """From the bottom to the top; a module imports its own layer and those below it."""
 ORDER = list(LAYERS)
 
-BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("tracker", "settings")}
+BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("default_tracker", "settings")}
 """`CostTracker.from_settings` and `get_cost_tracker` ask for them when they are called, and for their types."""
 
 MEMBERS = {

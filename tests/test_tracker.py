@@ -23,7 +23,8 @@ from askii_middleware.settings import load_settings
 from askii_middleware.settling import DEFERRED, Conclusion
 from askii_middleware.sinks.lago import LagoSink
 from askii_middleware.sinks.memory import MemorySink
-from askii_middleware.tracker import CostTracker, get_cost_tracker
+from askii_middleware.default_tracker import get_cost_tracker
+from askii_middleware.tracker import CostTracker
 from askii_middleware.usage import TokenUsage
 
 from .support.service import (
