@@ -123,6 +123,8 @@ def restore(kept: KeptCall, call_id: str, price: Price | None, now_s: float) -> 
         held=kept.held,
         input_bound=kept.input_bound,
         output_bound=kept.output_bound,
+        covered_tokens=kept.output_bound,
+        clamped=False,
         write_output_limit=None,
         matches=kept.matches,
         windows=kept.windows,

@@ -13,9 +13,9 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from .admitting import UNPRICED_HOLD_NANO_USD
 from .errors import StoreError
 from .kept_calls import KeptCall, keep, read_kept, restore
+from .options import UNPRICED_HOLD_NANO_USD
 from .records import CallOutcome, Charge
 from .settling import Billed, Conclusion, Ending, Verdict
 from .stores.base import MAX_PAYLOAD_BYTES, Operation

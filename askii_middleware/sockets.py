@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from .admission import Admission, fits
+from .admission import Admission, fitting
 from .admitting import exceeded
 from .calls import RequestContext, current_request, new_call_id
 from .errors import StoreError
@@ -87,7 +87,7 @@ class SocketDoor:
     async def _check(self, identity: Identity, call_id: str) -> None:
         """A socket whose model is not known yet still needs somebody with anything left. Holds nothing."""
         tracker = self._tracker
-        if tracker.enforcement != "enforce":
+        if tracker.modes.of(identity.tenant) != "enforce":
             return
         try:
             lines = await tracker.budget_lines(identity.dimensions())
@@ -95,7 +95,7 @@ class SocketDoor:
             if self._settings.on_store_error == "allow":
                 return
             raise ledger_unavailable(call_id) from error
-        short = [line for line in lines if not fits(line, 1)]
+        short = [line for line in lines if fitting((line,), 1) is None]
         if short:
             line = max(short, key=lambda line: line.resets_at_s)
             spent = line.limit_nano_usd is not None and line.spent_nano_usd >= line.limit_nano_usd
