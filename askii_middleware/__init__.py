@@ -14,6 +14,11 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .budgets import Budget as Budget
     from .budgets import Scope as Scope
+    from .channels.base import AlertNotice as AlertNotice
+    from .channels.callback import CallbackChannel as CallbackChannel
+    from .channels.email import EmailChannel as EmailChannel
+    from .channels.log import LogChannel as LogChannel
+    from .channels.webhook import WebhookChannel as WebhookChannel
     from .currency import askii_coins_to_usd as askii_coins_to_usd
     from .currency import convert_budget_to_askii_coins as convert_budget_to_askii_coins
     from .currency import get_askii_coin_exchange_rate as get_askii_coin_exchange_rate
@@ -44,6 +49,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "budgets": ("Budget", "Scope"),
+    "channels.base": ("AlertNotice",),
+    "channels.callback": ("CallbackChannel",),
+    "channels.email": ("EmailChannel",),
+    "channels.log": ("LogChannel",),
+    "channels.webhook": ("WebhookChannel",),
     "currency": (
         "askii_coins_to_usd",
         "convert_budget_to_askii_coins",

@@ -7,7 +7,7 @@ look and the hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -55,6 +55,8 @@ class Match(NamedTuple):
 
     counter: str
     levels: tuple[tuple[BudgetRef, ...], ...]
+    alerts: bool = False
+    """Whether one of the declared budgets reports crossings: else a settlement need not ask."""
 
 
 class Candidate(NamedTuple):
@@ -127,7 +129,7 @@ class Extension(msgspec.Struct, frozen=True, kw_only=True):
     deciding: BudgetState | None = None
 
 
-class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One budget line as a store saw it, before the call's own hold."""
 
     counter: str
@@ -148,7 +150,7 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.limit_nano_usd - self.spent_nano_usd - self.held_nano_usd, 0)
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
+class Admission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A store's answer. `candidate` is the index of the one that was held for, or None where all were refused."""
 
     candidate: int | None
@@ -164,42 +166,33 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """In shadow: the answer that would have been given."""
 
 
-def room(state: BudgetState) -> int | None:
-    """What a line can still hold in nano-USD, below 0 where it is overdrawn; None: as much as anyone wants."""
-    if state.limit_nano_usd is None or state.soft:
-        return None
-    return state.limit_nano_usd - state.spent_nano_usd - state.held_nano_usd
-
-
 def fitting(lines: Sequence[BudgetState], hold_nano_usd: int, least_nano_usd: int | None = None) -> int | None:
     """As much of a hold as fits all lines, from `least_nano_usd` on (None: all of it); None if that does not fit. A
-    hold of zero needs no room, only limits that are not 0.
+    hold of zero needs no room, only limits that are not 0: those refuse everything.
     """
     granted = hold_nano_usd
     for state in lines:
-        left = room(state)
-        if left is None:
+        limit = state.limit_nano_usd
+        if limit is None or state.soft:
             continue
-        if hold_nano_usd == 0:
-            if state.limit_nano_usd == 0:
-                return None
-        elif left < granted:
-            if least_nano_usd is None or left < least_nano_usd:
-                return None
-            granted = left
+        if limit == 0:
+            return None
+        if hold_nano_usd:
+            left = limit - state.spent_nano_usd - state.held_nano_usd
+            if left < granted:
+                if least_nano_usd is None or left < least_nano_usd:
+                    return None
+                granted = left
     return granted
 
 
-def _fits(state: BudgetState, nano_usd: int) -> bool:
-    return fitting((state,), nano_usd) is not None
+def _fits(state: BudgetState, hold_nano_usd: int, least_nano_usd: int | None) -> bool:
+    return fitting((state,), hold_nano_usd, least_nano_usd) is not None
 
 
-def _is_spent(state: BudgetState, nano_usd: int) -> bool:
+def _is_spent(state: BudgetState, hold_nano_usd: int, least_nano_usd: int | None) -> bool:
     """Whether it would not fit even if every running call cost nothing."""
-    limit = state.limit_nano_usd
-    if limit is None or state.soft:
-        return False
-    return limit == 0 or (nano_usd > 0 and state.spent_nano_usd + nano_usd > limit)
+    return not _fits(msgspec.structs.replace(state, held_nano_usd=0), hold_nano_usd, least_nano_usd)
 
 
 def decide(
@@ -220,24 +213,24 @@ def decide(
         order = [*order[1:], 0]
     for index in order:
         candidate = candidates[index]
-        granted = fitting(lines[index], candidate.hold_nano_usd, candidate.least_nano_usd)
+        states = lines[index]
+        granted = fitting(states, candidate.hold_nano_usd, candidate.least_nano_usd)
         if granted is not None:
-            return Admission(
-                candidate=index, admitted_at_s=admitted_at_s, states=tuple(lines[index]), hold_nano_usd=granted
-            )
-    needs = [c.hold_nano_usd if c.least_nano_usd is None else c.least_nano_usd for c in candidates]
+            return Admission(candidate=index, admitted_at_s=admitted_at_s, states=tuple(states), hold_nano_usd=granted)
     reason: Reason = "spent"
     judged = 0
     for index in order:
-        if not any(_is_spent(state, needs[index]) for state in lines[index]):
+        candidate = candidates[index]
+        if not any(_is_spent(state, candidate.hold_nano_usd, candidate.least_nano_usd) for state in lines[index]):
             reason, judged = "held", index
             break
+    candidate = candidates[judged]
     return Admission(
         candidate=None,
         admitted_at_s=admitted_at_s,
         states=tuple(lines[0]),
         reason=reason,
-        deciding=_deciding(lines[judged], needs[judged], reason),
+        deciding=_deciding(lines[judged], candidate.hold_nano_usd, candidate.least_nano_usd, reason),
     )
 
 
@@ -246,7 +239,7 @@ def decide_extension(lines: Sequence[BudgetState], held_nano_usd: int, request: 
     have room, if that is enough. A hold never shrinks.
     """
     more = request.target_nano_usd - held_nano_usd
-    least = request.least_nano_usd - held_nano_usd
+    least = min(request.least_nano_usd - held_nano_usd, more)
     if more <= 0:
         return Extension(granted=True, hold_nano_usd=held_nano_usd)
     granted = fitting(lines, more, max(least, 0))
@@ -254,26 +247,33 @@ def decide_extension(lines: Sequence[BudgetState], held_nano_usd: int, request: 
         granted = 0  # what it has is enough
     if granted is not None:
         return Extension(granted=True, hold_nano_usd=held_nano_usd + granted)
-    reason: Reason = "spent" if any(_is_spent(state, request.least_nano_usd) for state in lines) else "held"
-    # What would be spent is judged by the call as a whole, what is held by what it needs besides its own hold.
-    need = request.least_nano_usd if reason == "spent" else least
-    return Extension(
-        granted=False, hold_nano_usd=held_nano_usd, reason=reason, deciding=_deciding(lines, need, reason)
+    # Once every running call costs nothing, this one too: then it needs room for the whole of it.
+    whole = held_nano_usd + least
+    if any(_is_spent(state, whole, None) for state in lines):
+        deciding = _deciding(lines, whole, None, "spent")
+        return Extension(granted=False, hold_nano_usd=held_nano_usd, reason="spent", deciding=deciding)
+    deciding = _deciding(lines, more, least, "held")
+    return Extension(granted=False, hold_nano_usd=held_nano_usd, reason="held", deciding=deciding)
+
+
+def _deciding(
+    lines: Sequence[BudgetState], hold_nano_usd: int, least_nano_usd: int | None, reason: Reason
+) -> BudgetState:
+    """Of the lines that refuse for this reason, the one that resets last."""
+    fails = _is_spent if reason == "spent" else (lambda *asked: not _fits(*asked))
+    return max(
+        (state for state in lines if fails(state, hold_nano_usd, least_nano_usd)), key=lambda state: state.resets_at_s
     )
-
-
-def _deciding(lines: Sequence[BudgetState], need_nano_usd: int, reason: Reason) -> BudgetState:
-    fails = _is_spent if reason == "spent" else (lambda state, need: not _fits(state, need))
-    return max((state for state in lines if fails(state, need_nano_usd)), key=lambda state: state.resets_at_s)
 
 
 def _utilisation_above(lines: Sequence[BudgetState], ppm: int) -> bool:
-    return any(
-        line.limit_nano_usd is not None
-        and not line.soft
-        and (line.spent_nano_usd + line.held_nano_usd) * PPM > line.limit_nano_usd * ppm
-        for line in lines
-    )
+    for line in lines:
+        limit = line.limit_nano_usd
+        if limit is not None and not line.soft:
+            used = line.spent_nano_usd + line.held_nano_usd
+            if used * PPM > limit * ppm:
+                return True
+    return False
 
 
 def limit_of(terms: BudgetTerms, rate: tuple[int, int]) -> int | None:
@@ -287,14 +287,14 @@ def limit_of(terms: BudgetTerms, rate: tuple[int, int]) -> int | None:
     return min(int(whole + fraction) * NANO * rate[1] // (rate[0] * scale), MAX_NANO_USD)
 
 
-def applicable(match: Match, stored: dict[str, BudgetTerms]) -> list[tuple[str, BudgetTerms]]:
+def applicable(match: Match, stored: Mapping[str, BudgetTerms]) -> list[tuple[str, BudgetTerms]]:
     """The budgets that govern a match: those of the first level with any enabled one. `stored` wins over declared."""
     for level in match.levels:
-        found = [
-            (ref.key, terms)
-            for ref in level
-            if (terms := stored.get(ref.key, ref.declared)) is not None and terms.enabled
-        ]
+        found = []
+        for key, declared in level:
+            terms = stored.get(key, declared)
+            if terms is not None and terms.enabled:
+                found.append((key, terms))
         if found:
             return found
     return []

@@ -60,14 +60,14 @@ class Admitter:
         self._model_name = model_name
         self._max_call_s = max_call_s
         self._answer_timeout_s = answer_timeout_s
-        self._downgrade_at_ppm = round(downgrade_at * PPM)
+        self.downgrade_at_ppm = round(downgrade_at * PPM)
         self._clock = clock
 
     def count_early(self, spec: CallSpec, *, shadow: bool) -> None:
         """Count the prompt now if the order of the candidates may depend on how full the budgets are, or if there will
         be no second question because nothing is refused.
         """
-        if spec.count_input is not None and (shadow or self._downgrade_at_ppm != PPM):
+        if spec.count_input is not None and (shadow or self.downgrade_at_ppm != PPM):
             spec.counted_input, spec.count_input = spec.count_input(), None
 
     def candidate(self, option: Option, identity: Identity, spec: CallSpec) -> Candidate:
@@ -84,7 +84,8 @@ class Admitter:
         values = identity.dimensions()
         if self._index.by_model:
             values["model"] = self._model_name(option.model)
-            values["provider"] = option.price.provider if option.price else spec.provider
+            # As in the record: a price that somebody set may name no provider.
+            values["provider"] = (option.price.provider if option.price else None) or spec.provider
             values["deployment"] = spec.deployment
         return values
 
@@ -111,8 +112,7 @@ class Admitter:
 
         count = spec.count_input
         if count is not None:
-            first = options[0] if options[0].metered else options[0]._replace(least_nano_usd=None)
-            admitted = await ask([first])
+            admitted = await ask([options[0]._replace(least_nano_usd=None)])
             if admitted.admission is not None and admitted.admission.candidate is not None:
                 return admitted
             spec.counted_input, spec.count_input = count(), None
@@ -143,7 +143,7 @@ class Admitter:
                 rate=rate.ratio,
                 deadline_s=max(self._max_call_s, BACKGROUND_S) if spec.background else self._max_call_s,
                 forms_version=self._index.version,
-                downgrade_at_ppm=self._downgrade_at_ppm,
+                downgrade_at_ppm=self.downgrade_at_ppm,
                 replaces=replaces,
                 shadow=shadow,
                 about=about,
@@ -177,6 +177,8 @@ def made_call(
     option = admitted.options[chosen]
     granted = option.hold_nano_usd if admission is None else admission.hold_nano_usd
     bound, covered, write, clamped = option.output_bound, option.output_bound, option.write_output_limit, False
+    if admission is None or admission.shadow is not None:
+        write = None  # nothing is held that it would have to fit, or nothing may be changed
     if granted < option.hold_nano_usd or option.metered:
         units = None if spec.units is NOTHING_USED else spec.units
         assert option.price is not None

@@ -1,4 +1,4 @@
-"""Building the parts that the settings name. The only module that knows every sink."""
+"""Building the parts that the settings name. The only module that knows every sink and channel."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from .stores import open_store
 from .tracker import CostTracker
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from .channels.base import AlertChannel
     from .settings import Settings
     from .sinks.base import Sink
 
@@ -25,9 +28,6 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         options["sqlite_sync"] = settings.sqlite_sync
     if settings.metrics_port is not None:
         raise ConfigurationError("metrics_port comes with a later version; use metrics_path and metrics_token")
-    for budget in settings.budgets:
-        if budget.alert_at:
-            raise ConfigurationError(f"budgets: alert_at (on {budget.scope}) comes with a later version; leave it out")
     tracker = CostTracker(
         store=open_store(settings.store, **options),
         sinks=sinks_from_settings(settings),
@@ -55,6 +55,7 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         max_series=settings.max_series,
         downgrade_at=settings.downgrade_at,
         provider_of=_provider_of(settings),
+        alert_channels=channels_from_settings(settings),
     )
     tracker.fallbacks.check(is_served=_is_served(settings), unpriced_allowed=settings.unknown_price != "reject")
     return tracker
@@ -117,3 +118,36 @@ def sinks_from_settings(settings: Settings) -> list[Sink]:
 
         sinks.append(LogSink(settings.sinks.log.path))
     return sinks
+
+
+def channels_from_settings(settings: Settings) -> list[AlertChannel]:
+    """The channels of `[alerts]`, in a fixed order."""
+    alerts = settings.alerts
+    channels: list[AlertChannel] = []
+    if alerts.log:
+        from .channels.log import LogChannel  # noqa: PLC0415 - as above
+
+        channels.append(LogChannel())
+    if alerts.webhook_url is not None:
+        from .channels.webhook import WebhookChannel  # noqa: PLC0415 - as above
+
+        channels.append(WebhookChannel(alerts.webhook_url, _secret(alerts.webhook_secret)))
+    if alerts.email_to:
+        from .channels.email import EmailChannel  # noqa: PLC0415 - as above
+
+        channels.append(
+            EmailChannel(
+                alerts.email_to,
+                host=alerts.smtp_host or "",
+                port=alerts.smtp_port,
+                from_=alerts.email_from or "",
+                starttls=alerts.smtp_starttls,
+                user=alerts.smtp_user,
+                password=_secret(alerts.smtp_password),
+            )
+        )
+    return channels
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()

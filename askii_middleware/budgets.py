@@ -14,6 +14,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import combinations, product
+from string import ascii_letters, digits
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -34,6 +35,8 @@ MAX_INVENTED_VALUES = 10_000
 KNOWN_MATCHES = 4096
 """How many matches an index remembers; building one takes some microseconds, finding it a fraction of one."""
 
+_PLAIN = ascii_letters + digits + "!\"#$&'()+-./:;<>?@[\\]^_`{}~"
+"""What stands for itself in a scope's text."""
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
 
@@ -96,10 +99,11 @@ def scope_text(values: Mapping[str, str], *, stars: bool = False) -> str:
     return ",".join(f"{name}={'*' if stars and v == '*' else _quoted(v)}" for name, v in values.items())
 
 
-@lru_cache(maxsize=4096)
 def _quoted(value: str) -> str:
+    if not value.strip(_PLAIN):
+        return value
     # Lone surrogates get bytes of their own: replaced by anything readable, two tenants could share a counter.
-    return quote(value, safe="!\"#$&'()+-./:;<>?@[\\]^_`{}~", errors="surrogatepass")
+    return quote(value, safe=_PLAIN, errors="surrogatepass")
 
 
 def _unquoted(text: str, value: str) -> str:
@@ -125,7 +129,8 @@ class Budget:
         alert_at: shares of the limit (0 to 1, exclusive of 0) whose crossing is reported.
         soft: it reports and never refuses.
         max_values: so many values of the scope's `*` have counters of their own in one window, all further ones share
-            one. None: 10,000 where a client chooses the value freely (`end_user`, `tag`), else any number.
+            one. None: 10,000 where a client chooses the value freely (`end_user`, `tag`), else any number. Where such a
+            `*` stands beside others (`tenant=*,end_user=*`), only its values are counted, for each tenant anew.
         enabled: a disabled budget is as if it were not there, so `*` applies again.
     """
 
@@ -316,6 +321,10 @@ class BudgetIndex:
         self._zones = tuple(sorted({(form.period, zone) for form, zone in used}))
         self.by_model = any({"model", "provider", "deployment"} & set(form.shape) for form in self.forms)
         """Whether the candidates of one call can meet different budgets."""
+        self._plans = {form: _plan(form) for form in self.forms}
+        starred = {key for plan in self._plans.values() for level in plan for key, places in level if not places}
+        self._starred = {key: BudgetRef(key, self._terms.get(key)) for key in starred}
+        self._any_alerts = any(terms.alert_at_ppm for terms in self._terms.values())
         self._windows.clear()
         self._match = lru_cache(maxsize=KNOWN_MATCHES)(self._new_match)
 
@@ -347,16 +356,37 @@ class BudgetIndex:
         return tuple(found)
 
     def _new_match(self, form: Form, values: tuple[str, ...]) -> Match:
-        named = dict(zip(form.shape, values, strict=True))
+        quoted = [_quoted(value) for value in values]
+        terms = self._terms
         levels = []
-        for stars in range(len(form.shape) + 1):
+        for level in self._plans[form]:
             refs = []
-            for starred in combinations(form.shape, stars):
-                text = ",".join(f"{n}={'*' if n in starred else _quoted(v)}" for n, v in named.items()) or "global"
-                key = f"{text}|{form.period}"
-                refs.append(BudgetRef(key, self._terms.get(key)))
+            for pieces, places in level:
+                if not places:  # the same for all values
+                    refs.append(self._starred[pieces])
+                    continue
+                key = pieces % tuple([quoted[place] for place in places])
+                refs.append(BudgetRef(key, terms.get(key)))
             levels.append(tuple(refs))
-        return Match(f"{scope_text(named)}|{form.period}", tuple(levels))
+        alerts = self._any_alerts and any(
+            declared is not None and declared.alert_at_ppm for level in levels for _, declared in level
+        )
+        return Match(levels[0][0].key, tuple(levels), alerts)
+
+
+def _plan(form: Form) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:
+    """The keys of the budgets that may govern a form's matches, level by level from the exact one: each as a text with
+    `%s` in the places of values, and which values those are.
+    """
+    levels = []
+    for stars in range(len(form.shape) + 1):
+        keys = []
+        for starred in combinations(form.shape, stars):
+            text = ",".join(f"{name}={'*' if name in starred else '%s'}" for name in form.shape) or "global"
+            places = tuple(place for place, name in enumerate(form.shape) if name not in starred)
+            keys.append((f"{text}|{form.period}", places))
+        levels.append(tuple(keys))
+    return tuple(levels)
 
 
 assert tuple(field.name for field in fields(Scope)) == DIMENSIONS

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .budgets import BudgetIndex
     from .concluding import Concluder
     from .deferrals import Deferrals
+    from .expectations import Expectations
     from .metrics import Metrics
     from .pricing import Price, PriceBook
     from .records import UsageRecord
@@ -46,6 +47,7 @@ class Charging(ABC):
     metrics: Metrics
     concluder: Concluder
     deferrals: Deferrals
+    expectations: Expectations
     operations: Operations
     unknown_price: str
     clock: Callable[[], float]
@@ -96,7 +98,7 @@ class Charging(ABC):
             return
         call.closed = True
         logger.warning("call %s: it ended without counts; its hold is charged", call.id)
-        whole = TokenUsage(input=call.input_bound, output=call.output_bound)
+        whole = TokenUsage(input=call.input_bound, output=call.covered_tokens)
         verdict = Verdict(usage=whole, outcome="deferred_estimate", estimated=True)
         await self._charge(call, self.concluder.priced(call, [(None, whole)], verdict), None)
 
@@ -150,6 +152,7 @@ class Charging(ABC):
             or call.spec.provider
             or "",
         )
+        self.expectations.learn_from(call.model, record)
         # Counted with the write, which goes on where the caller is cancelled.
         settled = await self._writer.settle(settlement, lambda settled: self._booked(record, settled, started_s))
         return record, settled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .errors import ConfigurationError
 
 
@@ -16,3 +18,9 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ConfigurationError(f"{name}: {value!r} is not a number above 0")
+
+
+def check_different(what: str, names: Sequence[str]) -> None:
+    """Raise ConfigurationError where two have the same name."""
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"{what} need different names, got {', '.join(names)}")

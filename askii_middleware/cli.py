@@ -68,13 +68,25 @@ def _parser() -> argparse.ArgumentParser:
     limit.add_argument("--coins", help="limit in Askii Coins")
     set_.add_argument("--period", default="daily")
     set_.add_argument("--zone", default="UTC")
+    set_.add_argument("--soft", action="store_true", help="it reports and never refuses")
+    set_.add_argument("--alert-at", type=_shares, metavar="SHARES", help="shares of the limit, such as 0.8,0.9,1")
+    set_.add_argument("--max-values", type=int, metavar="N", help="so many values of * have counters of their own")
     remove = budgets.add_parser("rm", help="forget a budget set at run time; a declared one applies again")
     remove.add_argument("scope")
     remove.add_argument("--period", default="daily")
     status = budgets.add_parser("status", help="every budget that binds a scope, now")
     status.add_argument("scope")
     list_ = budgets.add_parser("list", help="all budgets and where each comes from")
-    for name, action in (("set", set_), ("rm", remove), ("status", status), ("list", list_)):
+    explain = budgets.add_parser("explain", help="what a call would be answered now, and why; nothing is held")
+    explain.add_argument("tenant")
+    explain.add_argument("model")
+    explain.add_argument("--input-tokens", type=int, default=0, metavar="N")
+    explain.add_argument("--output-tokens", type=int, metavar="N", help="the request's own limit (default: none)")
+    explain.add_argument("--stream", action="store_true", help="a streamed answer")
+    for option in ("--key", "--user", "--team", "--end-user"):
+        explain.add_argument(option)
+    explain.add_argument("--tag", action="append", help="may be repeated")
+    for name, action in (("set", set_), ("rm", remove), ("status", status), ("list", list_), ("explain", explain)):
         _config(action)
         action.add_argument("--json", action="store_true")
         action.set_defaults(run=_in_store, action=f"budget_{name}")
@@ -105,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--json", action="store_true")
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _positive(text: str) -> float:

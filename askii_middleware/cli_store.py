@@ -12,8 +12,8 @@ from typing import Any
 from .budgets import Budget, Scope
 from .cli import plain_text, show
 from .currency import nano_to_usd_text
-from .enforcer import BudgetStatus
 from .errors import ConfigurationError
+from .explaining import described_call
 from .identity import Identity
 from .keys import hash_secret, new_secret
 from .settings import Settings, load_settings
@@ -43,14 +43,18 @@ async def _budget_set(tracker: CostTracker, _settings: Settings, arguments: argp
         limit_coins=arguments.coins,
         period=arguments.period,
         zone=arguments.zone,
+        alert_at=tuple(arguments.alert_at or ()),
+        soft=arguments.soft,
+        max_values=arguments.max_values,
     )
+    budget = tracker.names.budget(budget)
     await tracker.store.set_budget(budget)
     show(_budget_row(budget, "store"), as_json=arguments.json)
     return 0
 
 
 async def _budget_rm(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
-    key = f"{Scope.parse(arguments.scope).text}|{arguments.period}"
+    key = f"{tracker.names.scope(Scope.parse(arguments.scope))}|{arguments.period}"
     removed = await tracker.store.remove_budget(key)
     show({"removed": removed, "budget": key}, as_json=arguments.json)
     if not removed:
@@ -60,7 +64,31 @@ async def _budget_rm(tracker: CostTracker, _settings: Settings, arguments: argpa
 
 async def _budget_status(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
     lines = await tracker.budget_enforcer.read(arguments.scope)
-    show([_status_row(line) for line in lines], as_json=arguments.json)
+    show([line.table() for line in lines], as_json=arguments.json)
+    return 0
+
+
+async def _budget_explain(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+    fields = {name: getattr(arguments, name) for name in ("key", "user", "team", "end_user")}
+    try:
+        explanation = await tracker.read_explanation(
+            Identity(tenant=arguments.tenant, tags=tuple(arguments.tag or ()), **fields),
+            described_call(
+                arguments.model,
+                input_tokens=arguments.input_tokens,
+                output_tokens=arguments.output_tokens,
+                stream=arguments.stream,
+            ),
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"budget explain: {error}") from None
+    if arguments.json:
+        show(explanation.table(), as_json=True)
+        return 0
+    print(f"{explanation.mode} ({explanation.mode_why}): {explanation.why}")
+    for candidate in explanation.candidates:
+        print(f"\n{candidate.model}: {candidate.verdict}: {candidate.why}")
+        show([line.table() for line in candidate.budgets], as_json=False)
     return 0
 
 
@@ -80,28 +108,11 @@ def _budget_row(budget: Budget, source: str) -> dict[str, Any]:
         "zone": budget.zone,
         "limit_usd": None if terms.limit_nano_usd is None else nano_to_usd_text(terms.limit_nano_usd),
         "limit_coins": None if terms.limit_coins is None else plain_text(Decimal(terms.limit_coins)),
+        "alert_at": ",".join(f"{share:g}" for share in budget.alert_at) or None,
+        "soft": budget.soft,
+        "max_values": terms.max_values,
         "enabled": budget.enabled,
         "source": source,
-    }
-
-
-def _status_row(line: BudgetStatus) -> dict[str, Any]:
-    def text(amount: Decimal | None) -> str | None:
-        return None if amount is None else plain_text(amount)
-
-    return {
-        "scope": line.scope,
-        "period": line.period,
-        "limit_usd": text(line.limit_usd),
-        "spent_usd": text(line.spent_usd),
-        "held_usd": text(line.held_usd),
-        "remaining_usd": text(line.remaining_usd),
-        "limit_coins": text(line.limit_coins),
-        "spent_coins": text(line.spent_coins),
-        "held_coins": text(line.held_coins),
-        "remaining_coins": text(line.remaining_coins),
-        "resets_at": line.resets_at.isoformat().replace("+00:00", "Z"),
-        "source": line.source,
     }
 
 
@@ -164,6 +175,7 @@ _ACTIONS = {
     "budget_rm": _budget_rm,
     "budget_status": _budget_status,
     "budget_list": _budget_list,
+    "budget_explain": _budget_explain,
     "keys_add": _keys_add,
     "keys_revoke": _keys_revoke,
     "keys_list": _keys_list,

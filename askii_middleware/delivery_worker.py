@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from .errors import StoreError
+from .delivery_rounds import MAX_PAUSE_S, DeliveryOptions, LeaseLostError, Rounds
 from .records import UsageRecord, decode_record
 from .sinks.base import BACK_OFF, Delivery, Sink, Verdict
 from .stores.base import Entry, Outcome, Store
 
 logger = logging.getLogger("askii_middleware.delivery")
-
-OnResult = Callable[[str, str, int], None]
-"""Called with a sink's name, a result and a number of records: `delivered`, `dead`, `again` (waits on its own) or
-`error` (the whole batch waits).
-"""
 
 ISOLATE_AFTER = 3
 """Failures in a row before a batch is searched for the record that causes them."""
@@ -32,31 +26,7 @@ MAX_BATCH = 500
 """Records decoded at once (about 1 ms of the event loop), and how far a search looks ahead: fewer causes in a row
 never hide the healthy records behind them.
 """
-CLOSE_S = 5.0
-"""How long giving back a lease, or ending a cancelled send, may take."""
-MAX_PAUSE_S = 3600.0
-"""The longest pause a sink can ask for."""
 _ALARM_EVERY_S = 60.0
-
-
-class DeliveryOptions(NamedTuple):
-    """What `DeliveryLoop` was given."""
-
-    clock: Callable[[], float]
-    owner: str
-    lease_s: float
-    send_timeout_s: float
-    idle_s: float
-    linger_s: float
-    base_backoff_s: float
-    max_backoff_s: float
-    random: Random
-    on_result: OnResult
-
-    def back_off_s(self, failures: int) -> float:
-        """Full jitter: anywhere between 0 and a bound that doubles with each failure, up to a cap."""
-        bound_s = min(self.max_backoff_s, self.base_backoff_s * 2.0 ** min(failures - 1, 64))
-        return self.random.uniform(0.0, bound_s)
 
 
 class _Item(NamedTuple):
@@ -74,153 +44,34 @@ class _Tried(NamedTuple):
     reason: str
 
 
-class _LeaseLostError(Exception):
-    """Another owner delivers to this sink now."""
-
-
-class SinkWorker:
-    """Delivers to one sink; at most one send at a time."""
+class SinkWorker(Rounds):
+    """Delivers records to one sink."""
 
     def __init__(self, store: Store, sink: Sink, options: DeliveryOptions) -> None:
+        super().__init__(store, sink.name, f"sink {sink.name}", options)
         self.sink = sink
         self.alarm = ""
         self._alarm_logged_s = float("-inf")
-        self._store = store
-        self._o = options
-        self._token: int | None = None
-        self._lease_until_s = 0.0
-        self._retry_at_s = 0.0
-        self._failures = 0
-        self._store_failures = 0
         self._alive = False
         """Whether this round has delivered anything: the sink works, so what fails alone is itself the cause."""
-        self._drained = False
         self._searched_seq = 0
         """Up to here new records have failed alone since the last delivery."""
-        self.reset()
 
-    def reset(self) -> None:
-        """Begin anew, perhaps on another event loop."""
-        self._wake = asyncio.Event()
-        self._urgent = asyncio.Event()
-        self._deaf = False
-        """Set while a wake changes nothing: in a pause, or while another process has the lease."""
-        self._asked = self._answered = 0
-        """Flushes asked for, and those whose round has ended with nothing more to do."""
-        self._answer = False
-        self._flush_until_s = 0.0
-        self._quiet = asyncio.Event()
-        self.ended = False
-        """Set to end `run` after its round, should a sink swallow the cancellation."""
-
-    def wake(self) -> None:
-        if not self._deaf:
-            self._wake.set()
-
-    async def flush(self, until_s: float) -> bool:
-        """Wait for a round that began after this call and found nothing more to do before `until_s`."""
-        self._asked += 1
-        mine = self._asked
-        self._flush_until_s = until_s
-        self._wake.set()
-        self._urgent.set()
-        while self._answered < mine:
-            self._quiet.clear()
-            await self._quiet.wait()
-        return self._answer
-
-    async def run(self) -> None:
-        """Rounds until cancelled."""
-        while not self.ended:
-            asked = self._asked
-            self._wake.clear()
-            self._urgent.clear()
-            self._deaf = False
-            try:
-                wait_s = await self.round()
-                self._store_failures = 0
-            except Exception as error:
-                self._store_failures += 1
-                self._deaf = True
-                wait_s = self._o.back_off_s(self._store_failures)
-                if isinstance(error, StoreError):
-                    logger.warning("sink %s: the outbox cannot be used: %s", self.sink.name, error)
-                else:
-                    logger.exception("sink %s: delivery failed", self.sink.name)
-            if wait_s <= 0:
-                await asyncio.sleep(0)
-                continue
-            if not self._deaf or self._token is None or self._o.clock() + wait_s > self._flush_until_s:
-                self._answered, self._answer = asked, self._drained
-                self._quiet.set()
-            await self._sleep(wait_s)
-
-    async def _sleep(self, wait_s: float) -> None:
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
-            async with asyncio.timeout(self._o.linger_s):
-                await self._urgent.wait()
-        except TimeoutError:
-            pass
-
-    async def round(self) -> float:
-        """One look at the outbox, and what follows from it. Returns the seconds until the next; 0: there is more.
-        Raises StoreError.
-        """
-        self._drained = self._alive = False
-        try:
-            await self._hold_lease()
-            if (wait_s := self._pause_left_s()) > 0:
-                return wait_s
-            entries = await self._store.fetch(self.sink.name, min(self.sink.max_batch, MAX_BATCH))
-            if not entries:
-                self._drained = True
-                return self._o.idle_s
-            items, broken = _decode(entries)
-            if broken:
-                await self._write(broken, keep=True)
-            first = [item for item in items if item.entry.attempts == 0]
-            later = [item for item in items if item.entry.attempts > 0]
-            # New records first: they show whether the sink works at all, and must not wait for the troubled ones.
-            moved = not first or await self._send(first, first=True)
-            if moved and later:
-                await self._send(later, first=False)
-        except _LeaseLostError:
-            self._token = None
-            self._deaf = True
-            return self._o.lease_s / 3
-        return self._pause_left_s()
-
-    async def give_back(self) -> None:
-        """End the lease, so that another process need not wait until it runs out."""
-        if self._token is None:
-            return
-        self._token = None
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._store.lease(self.sink.name, self._o.owner, 0.0)
-        except (StoreError, TimeoutError) as error:
-            logger.warning("sink %s: the lease was not given back and runs out by itself: %s", self.sink.name, error)
-
-    async def _hold_lease(self) -> None:
-        """Make sure that the lease outlives one send. Raises _LeaseLostError."""
-        now_s = self._o.clock()
-        if self._token is not None and self._lease_until_s - now_s > self._o.send_timeout_s:
-            return
-        lease = await self._store.lease(self.sink.name, self._o.owner, self._o.lease_s)
-        if lease is None or (self._token is not None and lease.token != self._token):
-            raise _LeaseLostError  # or it was lost for a while: what was fetched before may be delivered by now
-        self._lease_until_s = now_s + self._o.lease_s
-        if self._token is None:
-            self._token, self._retry_at_s, self._failures = lease
-
-    def _pause_left_s(self) -> float:
-        now_s = self._o.clock()
-        # Further away than any pause can be: the clock was set back. Without the bound it would be waited for.
-        self._retry_at_s = min(self._retry_at_s, now_s + MAX_PAUSE_S)
-        self._deaf = self._retry_at_s > now_s
-        return max(self._retry_at_s - now_s, 0.0)
+    async def _deliver(self) -> bool:
+        self._alive = False
+        entries = await self._store.fetch(self.sink.name, min(self.sink.max_batch, MAX_BATCH))
+        if not entries:
+            return False
+        items, broken = _decode(entries)
+        if broken:
+            await self._write(broken, keep=True)
+        first = [item for item in items if item.entry.attempts == 0]
+        later = [item for item in items if item.entry.attempts > 0]
+        # New records first: they show whether the sink works at all, and must not wait for the troubled ones.
+        moved = not first or await self._send(first, first=True)
+        if moved and later:
+            await self._send(later, first=False)
+        return True
 
     async def _send(self, items: list[_Item], *, first: bool) -> bool:
         """Send a batch and write down what became of it. False: the sink is paused."""
@@ -326,7 +177,7 @@ class SinkWorker:
         return outcomes, left
 
     async def _write(self, outcomes: list[Outcome], paused: _Tried | None = None, *, keep: bool = False) -> None:
-        """Write outcomes and the sink's back-off; `keep` leaves that as it is. Raises _LeaseLostError; nothing is
+        """Write outcomes and the sink's back-off; `keep` leaves that as it is. Raises LeaseLostError; nothing is
         written then.
         """
         failures, retry_at_s = (self._failures, self._retry_at_s) if keep else (0, 0.0)
@@ -342,7 +193,7 @@ class SinkWorker:
             if not await self._store.acknowledge(
                 self.sink.name, self._token, outcomes, retry_at_s=retry_at_s, failures=failures
             ):
-                raise _LeaseLostError
+                raise LeaseLostError
         self._retry_at_s, self._failures = retry_at_s, failures
         if self._alive:
             self._searched_seq = 0

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .records import UsageRecord
+
 FIRST_SLICE_TOKENS = 512
 """What a stream begins with while nothing is known of its tenant and model."""
 MAX_SLICE_TOKENS = 4_096
@@ -16,6 +21,15 @@ class Expectations:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def learn_from(self, model: str, record: UsageRecord) -> None:
+        """A call of `model` is charged. One that was estimated, or broken off, says only how much it was at least."""
+        output_tokens = record.usage.output_tokens
+        if not output_tokens:
+            return
+        whole = record.outcome == "completed" and not record.estimated
+        if whole or output_tokens > self.output_tokens(record.tenant, model):
+            self.learn(record.tenant, model, output_tokens)
 
     def learn(self, tenant: str, model: str, output_tokens: int) -> None:
         """A call has ended."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .calls import Call, RequestContext
 from .currency import nano_to_coins_text
+from .cutting import Cutting, StreamCutError
 from .encodings import AnswerDecoder, codings
 from .headers import OWN_PREFIX, call_headers
 from .identity import Identity
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .headers import RawHeaders
     from .identify import IdentityFailure
     from .providers.base import Api, StreamReader
+    from .stream_gate import StreamGate
     from .tracker import CostTracker
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ WAIT_BYTES = 65_536
 _WAITING_TYPES = (b"application/json", b"application/problem+json")
 
 
-class MeteredRequest:
+class MeteredRequest(Cutting):
     """The state of one metered request. `receive` and `send` are what the application gets.
 
     Args:
@@ -45,6 +47,8 @@ class MeteredRequest:
 
     Attributes:
         body: what the application is to read.
+        watched: the call's hold has to grow with its stream.
+        was_cut: the stream was ended for want of room; for the application, its client is gone.
         hide_usage: a stream's usage was not asked for by the client, and is taken out again.
         unanswered: a block inside found no room in a budget, and the application made an answer of 500 of that. It
             went nowhere: a refusal is due.
@@ -52,25 +56,14 @@ class MeteredRequest:
 
     __slots__ = (
         "_answer_headers",
-        "_api",
         "_buffer",
         "_called",
         "_client_left",
-        "_complete",
-        "_context",
-        "_decoder",
         "_expose",
-        "_headers",
         "_payer",
-        "_reader",
         "_receive",
-        "_report",
-        "_send",
-        "_start",
         "_status",
-        "_tracker",
         "body",
-        "call",
         "hide_usage",
         "unanswered",
     )
@@ -108,9 +101,12 @@ class MeteredRequest:
         """Reads an answer that goes out as it comes."""
         self._report = Report()
         """What was read of an answer that is over."""
+        self._gate: StreamGate | None = None
         self._decoder: AnswerDecoder | None = None
         self.body: bytes | None = None
         self.hide_usage = False
+        self.watched = tracker.meters.watches(call)
+        self.was_cut = False
         self.unanswered: BudgetExceededError | None = None
 
     @property
@@ -124,12 +120,16 @@ class MeteredRequest:
             self.body = None
             self._called = True
             return {"type": "http.request", "body": body, "more_body": False}
+        if self.was_cut:
+            return {"type": "http.disconnect"}
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._complete:
             self._client_left = True
         return message
 
     async def send(self, message: Message) -> None:
+        if self.was_cut:
+            raise StreamCutError
         reader = self._reader
         try:
             if reader is None or message["type"] != "http.response.body":
@@ -139,8 +139,12 @@ class MeteredRequest:
             if body.__class__ is not bytes:  # Starlette lets memory views pass
                 body = bytes(body)
                 message = {**message, "body": body}
-            out = reader.feed(body) if self._decoder is None else self._unpack(body, reader)
-            if not message.get("more_body", False):
+            last = not message.get("more_body", False)
+            if self._gate is not None:
+                out = await self._through(self._gate, body, last=last)
+            else:
+                out = reader.feed(body) if self._decoder is None else self._unpack(body, reader)
+            if last:
                 await self._finish(out)
             elif out is body:
                 await self._send(message)
@@ -188,7 +192,12 @@ class MeteredRequest:
         self._start = message
         waits = content_type.startswith(_WAITING_TYPES)
         streams = content_type.startswith(self._api.stream_types) and (self.call.spec.stream or not waits)
-        if status >= 400 or (waits and not streams):
+        if status >= 300:
+            self.watched = False  # no answer of a model, whatever comes
+        if status >= 400:
+            return
+        if waits and not streams:
+            await self._watch(self._api.body_reader(), streams=False)
             return
         if not streams and not self.call.spec.stream:
             self._reader = self._api.body_reader()
@@ -197,7 +206,10 @@ class MeteredRequest:
             self._headers = [header for header in self._headers if header[0].lower() != b"content-length"]
         else:
             self._reader = self._api.stream_reader(hide_usage=False)
-        await self._send_start(None)
+        if await self._watch(self._reader, streams=streams):
+            await self._send_start(None)
+        else:
+            await self._cut(b"", None)
 
     async def _send_start(self, cost_coins: str | None) -> None:
         start, self._start = self._start, None
@@ -289,7 +301,8 @@ class MeteredRequest:
         body = bytes(self._buffer)
         if self._reader is not None:
             finished = self._reader.report.finished
-            body = self._end_reading()
+            body = b"" if self._gate is None else self._gate.rest()
+            body += self._end_reading()
             self._report.finished = finished
         elif self._start is not None:
             await self._send_start(None)
@@ -305,6 +318,8 @@ class MeteredRequest:
         """Settle, release or defer: once. Called at the answer's end, and again when the application is done. Where a
         block inside has taken over the hold, the block settles.
         """
+        if self._gate is not None:
+            self._gate.close()
         if self._context.taken:
             self._context.settle_own = self.close
             return
@@ -337,5 +352,11 @@ class MeteredRequest:
         elif self._buffer:
             self._report = self._read_whole(bytes(self._buffer))
         self._read_headers()
-        ending = Ending(status=self._status, complete=complete, client_left=self._client_left, called=self._called)
+        ending = Ending(
+            status=self._status,
+            complete=complete,
+            client_left=self._client_left,
+            called=self._called,
+            cut=self.was_cut,
+        )
         return self._tracker.concluder.conclude(self.call, self._report, ending)

@@ -100,6 +100,7 @@ class Metrics:
             "askii_fallbacks", "Calls moved to another model", "requested_model", "served_model", "reason"
         )
         self._sink_events = self._counter("askii_sink_events", "Records by sink and result", "sink", "result")
+        self._alerts = self._counter("askii_alerts", "Alerts by channel and result", "channel", "result")
         self._store_errors = self._counter("askii_store_errors", "Operations the store failed", "operation")
         self._unmetered = self._counter("askii_unmetered", "Requests that passed unmetered", "path_class")
         self._bypasses = self._counter(
@@ -201,6 +202,9 @@ class Metrics:
 
     def sink_events(self, sink: str, result: str, count: int) -> None:
         self._sink_events(sink, result).inc(count)
+
+    def alerts(self, channel: str, result: str, count: int) -> None:
+        self._alerts(channel, result).inc(count)
 
     def store_error(self, operation: str) -> None:
         self._store_errors(operation).inc()

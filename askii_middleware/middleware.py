@@ -305,13 +305,18 @@ class AskiiMiddleware:
                 and self._injects(call.model)
                 and api.query_takes_usage(scope.get("query_string", b""))
             )
-            metered.body = prepare(intake, request, call, scope, inject_usage=metered.hide_usage)
+            metered.body = prepare(
+                intake, request, call, scope, inject_usage=metered.hide_usage, plain_answer=metered.watched
+            )
             await self.app(scope, metered.receive, metered.send)
             await metered.ended()
         except asyncio.CancelledError:
             metered.cancelled()
             raise
         except Exception as error:
+            if metered.was_cut:  # whatever it makes of a client that has left
+                logger.debug("call %s: cut, and its application ended with %r", call.id, error)
+                return
             denied = error if isinstance(error, BudgetExceededError) else context.denied
             if metered.began or denied is None:
                 await metered.broke_off()

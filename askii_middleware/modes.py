@@ -20,10 +20,11 @@ class Modes:
             one share is in at every larger one.
     """
 
-    __slots__ = ("_enforced_below", "enforcement")
+    __slots__ = ("_enforced_below", "enforcement", "rollout")
 
     def __init__(self, enforcement: Mode, rollout: float) -> None:
         self.enforcement = enforcement
+        self.rollout = rollout
         self._enforced_below = _SPAN if rollout >= 1 else int(rollout * _SPAN)
 
     def of(self, tenant: str) -> Mode:
@@ -31,6 +32,13 @@ class Modes:
         if self.enforcement != "enforce" or self._enforced_below == _SPAN:
             return self.enforcement
         return "enforce" if tenant_share(tenant) < self._enforced_below else "shadow"
+
+    def why(self, tenant: str) -> str:
+        """The setting that puts a tenant into its mode, in a few words."""
+        if self.enforcement != "enforce" or self._enforced_below == _SPAN:
+            return f"enforcement is {self.enforcement}"
+        inside = self.of(tenant) == "enforce"
+        return f"the tenant is {'inside' if inside else 'outside'} the rollout of {self.rollout:g}"
 
 
 def tenant_share(tenant: str) -> int:

@@ -25,6 +25,8 @@ DEFAULT_PRICE = "askii-default-price"
 """The name `default_price` is filed under."""
 CONTEXT_WINDOW = 128_000
 """Tokens held for a prompt that is not in the request, where neither a setting nor the model's window is known."""
+BYTES_PER_TOKEN = 4
+"""Of most text; many fewer only of text that is no language."""
 UNPRICED_HOLD_NANO_USD = 1
 """A model without a price still needs room in its budgets: this asks for it."""
 LEAST_SLICE_TOKENS = 64
@@ -95,7 +97,8 @@ class OptionBuilder:
 
     def options(self, spec: CallSpec, tenant: str, *, lenient: bool = False) -> list[Option]:
         """The requested model and its fallbacks, with their bounds and holds. Raises UnknownModelError where the
-        requested one has no price, unless `lenient`; fallbacks without one are left out (the start refuses them).
+        requested one, or another that the request names, has no price, unless `lenient`; fallbacks without one are left
+        out (the start refuses them).
         """
         found: list[Option] = []
         for model in (spec.model, *self._fallbacks.of(spec.model, spec.kind)):
@@ -114,7 +117,12 @@ class OptionBuilder:
                 known = (price.max_output_tokens if price else None) or max_output_tokens(model)
                 leaving = (known or self._default_max_output_tokens) * spec.choices
                 write = None if known or spec.kind != "text" else self._default_max_output_tokens
-            hold, least, metered = self._held(spec, tenant, model, price, entering, leaving)
+            try:
+                hold, least, metered = self._held(spec, tenant, model, price, entering, leaving)
+            except UnknownModelError:  # of a batch's item, or of a model that the provider may call besides
+                if not lenient:
+                    raise
+                hold, least, metered = UNPRICED_HOLD_NANO_USD, None, False
             # Beyond what a counter holds no amount is any larger: it fits no budget.
             hold = min(hold, MAX_NANO_USD)
             if least is not None and least >= hold:
@@ -134,7 +142,7 @@ class OptionBuilder:
             expected = min(self._expectations.output_tokens(tenant, model), leaving)
             return min(self._hold(spec, price, spec.input_estimate, expected), bound), None, False
         if policy == "metered" and spec.stream and spec.shows_output is not None and spec.shows_output(model):
-            slice_tokens = min(self._expectations.first_slice(tenant, model), leaving)
+            slice_tokens = min(self._expectations.first_slice(tenant, model) * self._bytes_per_unit(model), leaving)
             hold = self._hold(spec, price, entering, slice_tokens)
             if hold < bound:
                 return hold, self._hold(spec, price, entering, min(LEAST_SLICE_TOKENS, leaving)), True
@@ -143,6 +151,10 @@ class OptionBuilder:
         ):
             return bound, self._hold(spec, price, entering, min(self._min_output_tokens * spec.choices, leaving)), False
         return bound, None, False
+
+    def _bytes_per_unit(self, model: str) -> int:
+        """What passes is held for by its tokens where these can be counted, else by its bytes."""
+        return 1 if encoding_of(self._prices.canonical(model)) is not None else BYTES_PER_TOKEN
 
     def _price_for(self, model: str, spec: CallSpec) -> Price | None:
         """The price at the provider that will serve the model. One that prices no text is none for a call of text."""

@@ -21,8 +21,13 @@ _REWRITE_REPLACES = frozenset((b"content-length", b"content-encoding", b"transfe
 _READABLE_REPLACES = _REWRITE_REPLACES | {b"accept-encoding"}
 
 
-def prepare(intake: Intake, request: CallRequest, call: Call, scope: Scope, *, inject_usage: bool) -> bytes:
-    """Change the request in `scope` as its admission demands, and nothing else of it. Returns the body."""
+def prepare(
+    intake: Intake, request: CallRequest, call: Call, scope: Scope, *, inject_usage: bool, plain_answer: bool = False
+) -> bytes:
+    """Change the request in `scope` as its admission demands, and nothing else of it. Returns the body.
+
+    `plain_answer`: the answer should come without encoding, because it may have to be cut.
+    """
     api, body, model = intake.api, intake.body, call.model
     assert api is not None
     same = model == (request.model if intake.place is None else call.spec.model)
@@ -41,7 +46,10 @@ def prepare(intake: Intake, request: CallRequest, call: Call, scope: Scope, *, i
             scope["headers"] = _headers_for(scope["headers"], len(body), readable=False)
     elif change.model is not None or change.output_limit is not None or inject_usage:
         body = api.rewrite(request, change)
-        scope["headers"] = _headers_for(scope["headers"], len(body), readable=inject_usage)
+        scope["headers"] = _headers_for(scope["headers"], len(body), readable=inject_usage or plain_answer)
+    elif plain_answer:
+        others = [header for header in scope["headers"] if header[0].lower() != b"accept-encoding"]
+        scope["headers"] = [*others, (b"accept-encoding", b"identity")]
     extensions = scope.get("extensions")
     if extensions and not _UNSEEN_BODIES.isdisjoint(extensions):
         scope["extensions"] = {name: value for name, value in extensions.items() if name not in _UNSEEN_BODIES}

@@ -14,6 +14,7 @@ from .providers.base import Refusal
 if TYPE_CHECKING:
     from starlette.types import Send
 
+    from .admission import Extension
     from .identity import Identity
     from .providers.base import Api
 
@@ -120,6 +121,23 @@ def ledger_unavailable(call_id: str) -> RefusedError:
         status=503, code="ledger_unavailable", message=message, retry_after_s=LEDGER_RETRY_S, call_id=call_id
     )
     return RefusedError(refusal, "ledger", "unavailable")
+
+
+def stream_cut(extension: Extension | None, call_id: str) -> Refusal:
+    """Why a stream was cut, for APIs whose streams can say so. None: the ledger did not answer."""
+    if extension is None:
+        return ledger_unavailable(call_id).refusal
+    held = extension.reason == "held"
+    line = extension.deciding
+    return Refusal(
+        status=429 if held else 402,
+        code="budget_held" if held else "budget_exceeded",
+        message="the answer ends here: its budget " + ("is held by other running calls" if held else "is spent"),
+        reason=extension.reason,
+        scope_kind=None if line is None else ",".join(part.partition("=")[0] for part in line.scope.split(",")),
+        resets_at=None if line is None else iso(line.resets_at_s),
+        call_id=call_id,
+    )
 
 
 async def send_refusal(api: Api | None, refusal: Refusal, send: Send) -> None:

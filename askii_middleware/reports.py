@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .admission import BudgetState, Candidate, decide, fitting
+from .admission import BudgetState, decide, fitting
 from .admitting import Admitter, exceeded
+from .budget_status import BudgetSummary, BudgetUtilization, statuses, summed_up, utilization_of
 from .budgets import BudgetIndex, Scope, scope_text, window
 from .calls import CallSpec
 from .counting import check_model, whole_count
 from .currency import NANO, RateSource, nano_to_coins, usd_to_nano
-from .errors import LAST_S, UnknownModelError
+from .errors import LAST_S, ConfigurationError, UnknownModelError
 from .fallbacks import Fallbacks
 from .identity import Identity
+from .names import ModelNames
 from .options import OptionBuilder
 from .stores.base import SpendRow, Store
 
@@ -47,6 +49,7 @@ class Reports(ABC):
 
     store: Store
     index: BudgetIndex
+    names: ModelNames
     rates: RateSource
     fallbacks: Fallbacks
     clock: Callable[[], float]
@@ -56,6 +59,19 @@ class Reports(ABC):
     @abstractmethod
     async def ready(self) -> None:
         """Open the ledger if it is not open yet. Raises StoreError."""
+
+    def values_of(self, scope: Scope | str) -> dict[str, str | tuple[str, ...] | None]:
+        """A scope as the dimension values of a call: its model by canonical name, and where no provider is named, that
+        of the model's price. Raises ConfigurationError for what is no scope, and for `*`, which is many.
+        """
+        scope = self.names.scope(Scope.parse(scope) if isinstance(scope, str) else scope)
+        values: dict[str, str | tuple[str, ...] | None] = {name: getattr(scope, name) for name in scope.shape}
+        if "*" in values.values():
+            raise ConfigurationError(f"scope {scope.text!r}: `*` has a counter for each value; name one of them")
+        if scope.model is not None and scope.provider is None:
+            price = self._builder.price_of(scope.model)
+            values["provider"] = (price.provider or None) if price else None
+        return values
 
     async def budget_lines(self, values: Mapping[str, str | tuple[str, ...] | None]) -> list[BudgetState]:
         """The budget lines that bind a call with these dimension values, now; also budgets that another process has
@@ -81,10 +97,12 @@ class Reports(ABC):
         zone: str = "UTC",
     ) -> SpendSummary:
         """Spend of a scope in its current `period`, or between `start` and `end` (whole hours; aware datetimes, or
-        naive ones in UTC). Scopes: a tenant, key, user or team. Raises ValueError for other scopes and wrong spans.
+        naive ones in UTC). Scopes: a tenant, key, user or team, and of that perhaps one model, one provider or both.
+        Raises ValueError for other scopes and wrong spans.
         """
-        scope = Scope.parse(scope) if isinstance(scope, str) else scope
-        if len(scope.shape) != 1 or scope.shape[0] not in ("tenant", "key", "user", "team"):
+        scope = self.names.scope(Scope.parse(scope) if isinstance(scope, str) else scope)
+        whose = [name for name in scope.shape if name not in ("model", "provider")]
+        if len(whose) != 1 or whose[0] not in ("tenant", "key", "user", "team"):
             raise ValueError(f"spend is kept for one tenant, key, user or team, not for {scope.text!r}")
         if (period is None) == (start is None):
             raise ValueError("give a period, or start and end")
@@ -97,8 +115,10 @@ class Reports(ABC):
                 raise ValueError("the span ends before it begins")
         await self.ready()
         # As in the ledger: a value, never a wildcard.
+        rows = await self.store.spend(scope_text({whose[0]: getattr(scope, whose[0])}), start_s, end_s)
+        rows = [row for row in rows if scope.model in (None, row.model) and scope.provider in (None, row.provider)]
         text = scope_text({name: getattr(scope, name) for name in scope.shape})
-        return self._summary(text, await self.store.spend(text, start_s, end_s), start_s, end_s)
+        return self._summary(text, rows, start_s, end_s)
 
     def _summary(self, scope: str, rows: list[SpendRow], start_s: int, end_s: int) -> SpendSummary:
         by_model: dict[str, int] = defaultdict(int)
@@ -146,10 +166,27 @@ class Reports(ABC):
         """Whether a call that costs so much would be admitted now. Looks only: nothing is held, so the answer may be
         out of date before it arrives.
         """
-        scope = Scope.parse(scope) if isinstance(scope, str) else scope
         nano_usd = usd_to_nano(usd)
-        states = await self.budget_lines({name: getattr(scope, name) for name in scope.shape})
-        return all(fitting((state,), nano_usd) is not None for state in states)
+        return fitting(await self.budget_lines(self.values_of(scope)), nano_usd) is not None
+
+    async def get_budget_status(self, scope: Scope | str) -> BudgetSummary:
+        """How the budgets that bind a call of this scope stand, all together. Raises ConfigurationError for what is no
+        scope.
+        """
+        await self.ready()
+        values = self.values_of(scope)
+        asked = self.names.scope(Scope.parse(scope) if isinstance(scope, str) else scope)
+        states = await self.read_lines(values)
+        stored = {budget.key: budget.terms for budget in await self.store.budgets()}
+        lines = statuses(states, self.index.matches(values), stored, self.rates.current())
+        return summed_up(asked.text, lines)
+
+    async def check_budget_utilization(self, scope: Scope | str) -> list[BudgetUtilization]:
+        """How much of each budget that binds a call of this scope is used, the fullest first. Those without a limit
+        are left out. Raises ConfigurationError for what is no scope.
+        """
+        lines = [line for line in (await self.get_budget_status(scope)).budgets if line.limit_usd is not None]
+        return sorted(map(utilization_of, lines), key=lambda found: -found.utilization_percent)
 
     async def filter_deployments(
         self,
@@ -169,7 +206,11 @@ class Reports(ABC):
             input_tokens: the prompt's bound.
             output_tokens: the answer's bound; None: the model's own maximum.
         """
+        await self.ready()
+        self.index.update(*await self.store.forms())
         who = identity if isinstance(identity, Identity) else Identity(tenant=identity)
+        now_s, rate = self.clock(), self.rates.current()
+        windows = self.index.windows(now_s)
         allowed: list[Deployment] = []
         reasons: dict[str, str] = {}
         for deployment in deployments:
@@ -186,11 +227,11 @@ class Reports(ABC):
             except UnknownModelError as error:
                 reasons[spec.deployment or spec.model] = str(error)
                 continue
-            states = await self.budget_lines(self._admitter.dimensions(who, spec, option))
-            candidate = Candidate(option.model, option.hold_nano_usd, (), option.least_nano_usd)
-            answer = decide([candidate], [states], admitted_at_s=self.clock())
+            candidate = self._admitter.candidate(option, who, spec)
+            states = await self.store.status(candidate.matches, windows, rate.ratio)
+            answer = decide([candidate], [states], admitted_at_s=now_s)
             if answer.candidate is None:
-                reasons[spec.deployment or spec.model] = exceeded(answer, self.rates.current()).message
+                reasons[spec.deployment or spec.model] = exceeded(answer, rate).message
             else:
                 allowed.append(deployment)
         return allowed, reasons

@@ -11,11 +11,13 @@ import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .alerts import lease_of
 from .errors import StoreError
 from .stores.base import DeadWorkerError
 
 if TYPE_CHECKING:
     from .budgets import BudgetIndex
+    from .channels.base import AlertChannel
     from .delivery import DeliveryLoop
     from .metrics import Metrics
     from .sinks.base import Sink
@@ -55,6 +57,7 @@ class Session:
         metrics: Metrics,
         *,
         sinks: Sequence[Sink],
+        channels: Sequence[AlertChannel],
         new_delivery: Callable[[str], DeliveryLoop],
         hold_ttl_s: float,
         outbox_max_pending: int,
@@ -65,6 +68,7 @@ class Session:
         self._writer = writer
         self._metrics = metrics
         self._sinks = tuple(sinks)
+        self._channels = tuple(channels)
         self._new_delivery = new_delivery
         self._delivery: DeliveryLoop | None = None
         self._hold_ttl_s = hold_ttl_s
@@ -218,6 +222,7 @@ class Session:
         await self._beat()
         self._index.update(*await self._store.forms())
         await self._store.register_sinks([sink.name for sink in self._sinks])
+        await self._store.register_channels([lease_of(channel) for channel in self._channels])
 
     def wake(self) -> None:
         """Something new is in the outbox."""

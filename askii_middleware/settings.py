@@ -20,6 +20,7 @@ from ._version import __version__
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import ConfigurationError
 from .settings_tables import (
+    AlertSettings,
     BudgetItem,
     Count,
     IdentitySettings,
@@ -51,6 +52,12 @@ __all__ = [
 
 PREFIX = "ASKII_"
 DEFAULT_FILE = "askii.toml"
+BILLING_VARIABLES = {
+    "BILLING_ALERT_FROM_EMAIL": "email_from",
+    "BILLING_ALERT_SMTP_HOST": "smtp_host",
+    "BILLING_ALERT_SMTP_PORT": "smtp_port",
+}
+"""Variables besides `ASKII_…`, and the settings of `[alerts]` they stand for."""
 _SERVICE_LINK = re.compile(
     r"ASKII_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_\w+|PORT(?==\w+://))=.*", re.DOTALL
 )
@@ -121,6 +128,7 @@ class Settings(BaseSettings):
     # Edges
     upstreams: dict[Text, UpstreamSettings] = {}
     sinks: SinkSettings = SinkSettings()
+    alerts: AlertSettings = AlertSettings()
     metrics_path: UrlPath | None = None
     metrics_port: Annotated[int, Number, Field(ge=0, le=65_535)] | None = None
     metrics_token: Secret | None = None
@@ -144,7 +152,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         _refuse_unknown_variables()
-        return init_settings, env_settings, _TomlFile(settings_cls)
+        return init_settings, env_settings, _BillingVariables(settings_cls), _TomlFile(settings_cls)
 
     @model_validator(mode="before")
     @classmethod
@@ -183,6 +191,18 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
 
 
 # Layers --------------------------------------------------------------------------------------------------------------
+
+
+class _BillingVariables(PydanticBaseSettingsSource):
+    """The variables of the guides, which have no prefix of ours; `ASKII_ALERTS` wins over them."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the base wants it for sources that are asked field by field
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: os.environ.get(variable) for variable, name in BILLING_VARIABLES.items()}
+        table = {name: value for name, value in found.items() if value}
+        return {"alerts": table} if table else {}
 
 
 class _TomlFile(PydanticBaseSettingsSource):
@@ -248,7 +268,7 @@ def describe(settings: Settings, *, budgets: int | None = None, keys: int | None
 def limits_nothing(settings: Settings) -> bool:
     """Whether no declared budget can refuse a call: worth a warning unless the store holds one."""
     return settings.enforcement != "enforce" or not any(
-        budget.enabled and (budget.limit_usd is not None or budget.limit_coins is not None)
+        budget.enabled and not budget.soft and (budget.limit_usd is not None or budget.limit_coins is not None)
         for budget in settings.budgets
     )
 

@@ -126,6 +126,12 @@ def _web_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _hook_url(url: str) -> str:
+    """As `_web_url`, with a query, in which many receivers want their key."""
+    _web_url(url.partition("?")[0])
+    return url
+
+
 def _no_nul(value: str) -> str:
     if "\0" in value:
         raise ValueError("NUL characters are not allowed")
@@ -167,6 +173,7 @@ Share = Annotated[float, Number, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS), AfterValidator(_no_nul)]
 Secret = Annotated[SecretStr, BeforeValidator(_reveal), Field(min_length=1)]
 WebUrl = Annotated[str, AfterValidator(_web_url)]
+HookUrl = Annotated[str, BeforeValidator(_reveal), AfterValidator(_hook_url)]
 Source = Annotated[str | Callable[..., Any], PlainValidator(_source)]
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 UrlPath = Annotated[str, Field(pattern="^/")]
@@ -262,6 +269,37 @@ class SinkSettings(Table):
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
+class AlertSettings(Table):
+    """`[alerts]`: who hears when what is spent crosses a budget's `alert_at`. The e-mail's sender and server may also
+    stand in `BILLING_ALERT_FROM_EMAIL`, `BILLING_ALERT_SMTP_HOST` and `BILLING_ALERT_SMTP_PORT`.
+    """
+
+    log: bool = True
+    webhook_url: Annotated[HookUrl | None, Field(repr=False)] = None
+    webhook_secret: Secret | None = None
+    """`whsec_…`; without it the webhook is not signed."""
+    email_to: tuple[Text, ...] = ()
+    email_from: Text | None = None
+    smtp_host: Text | None = None
+    smtp_port: Annotated[int, Number, Field(ge=1, le=65_535)] = 587
+    smtp_starttls: bool | None = None
+    """None: on port 587."""
+    smtp_user: Text | None = None
+    smtp_password: Secret | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.webhook_secret is not None and self.webhook_url is None:
+            raise ValueError("webhook_secret needs webhook_url")
+        for name, variable in (
+            ("email_from", "BILLING_ALERT_FROM_EMAIL"),
+            ("smtp_host", "BILLING_ALERT_SMTP_HOST"),
+        ):
+            if self.email_to and getattr(self, name) is None:
+                raise ValueError(f"email_to needs {name} (or the variable {variable})")
+        return self
+
+
 class BudgetTable(Table):
     """One of `[[budgets]]`."""
 
@@ -271,6 +309,8 @@ class BudgetTable(Table):
     period: str = "daily"
     zone: str = "UTC"
     alert_at: tuple[Annotated[float, Number], ...] = ()
+    soft: bool = False
+    max_values: Count | None = None
     enabled: bool = True
 
 

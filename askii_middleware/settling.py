@@ -31,12 +31,14 @@ class Ending:
         complete: the answer's last byte was handed to the server.
         client_left: the client went away before that.
         called: the application has read the whole request, so a provider may have been called.
+        cut: we ended the stream, because its budgets had no more room.
     """
 
     status: int | None = None
     complete: bool = False
     client_left: bool = False
     called: bool = True
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,8 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
     back with a call of its own), or no answer at all, costs nothing. Where the provider counts the output only, the
     prompt is estimated; where the request alone says what a call is billed, every answer costs that.
     """
+    if ending.cut:
+        return _judge_cut(call, report)
     refused = ending.status is not None and ending.status >= 300
     whole = report.finished or (ending.complete and not report.failed)
     outcome: CallOutcome = "completed"
@@ -78,9 +82,11 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
         return Verdict(usage=usage, outcome=outcome, estimated=raised or not whole)
     if refused or (ending.status is None and not (ending.client_left and ending.called)):
         return RELEASE
+    # An exact bound may be less than what bytes make likely.
+    likely = min(call.spec.input_estimate, call.input_bound)
     if report.generated_tokens is not None:
         made = max(report.generated_tokens, report.visible_tokens if not report.finished else 0)
-        counted = TokenUsage(input=call.spec.input_estimate, output=made)
+        counted = TokenUsage(input=likely, output=made)
         return Verdict(usage=counted, outcome=outcome, estimated=True)
     asked = call.spec.billed_by_request
     if asked is not None and (call.price is None or call.price.covers(asked)):
@@ -88,12 +94,28 @@ def judge(call: Call, report: Report, ending: Ending) -> Verdict:
         return Verdict(usage=asked, outcome=outcome, estimated=asked.second > 0)
     passed = report.visible_tokens
     if ending.client_left and not whole:
-        return Verdict(usage=TokenUsage(input=call.spec.input_estimate, output=passed), outcome=outcome, estimated=True)
+        return Verdict(usage=TokenUsage(input=likely, output=passed), outcome=outcome, estimated=True)
     if not whole:
         return Verdict(usage=TokenUsage(input=call.input_bound, output=passed), outcome=outcome, estimated=True)
     if passed:
-        return Verdict(usage=TokenUsage(input=call.spec.input_estimate, output=passed), outcome=outcome, estimated=True)
-    return Verdict(usage=TokenUsage(input=call.input_bound, output=call.output_bound), outcome=outcome, estimated=True)
+        return Verdict(usage=TokenUsage(input=likely, output=passed), outcome=outcome, estimated=True)
+    held = TokenUsage(input=call.input_bound, output=call.covered_tokens)
+    return Verdict(usage=held, outcome=outcome, estimated=True)
+
+
+def _judge_cut(call: Call, report: Report) -> Verdict:
+    """A stream that was cut: the prompt as reported, else as estimated, and the output as far as it was held for."""
+    usage = report.usage or TokenUsage(input=min(call.spec.input_estimate, call.input_bound))
+    usage, _ = _at_least(usage, report.visible_tokens)
+    over = usage.output_tokens - call.covered_tokens
+    if over > 0:
+        fields = {name: getattr(usage, name) for name in usage.__struct_fields__}
+        for name in ("output", "reasoning", "output_audio", "output_image"):
+            less = min(over, fields[name])
+            fields[name] -= less
+            over -= less
+        usage = TokenUsage(**fields)
+    return Verdict(usage=usage, outcome="cut", estimated=True)
 
 
 def _at_least(usage: TokenUsage, output_tokens: int) -> tuple[TokenUsage, bool]:

@@ -12,44 +12,48 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .admitting import Admitted, Admitter, exceeded, made_call
+from .admissions import Admissions
+from .admitting import Admitter
 from .block import TrackedBlock
 from .budgets import Budget, BudgetIndex
-from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
+from .calls import RequestContext, current_request
+from .channels import default_channels
 from .charging import Charging
-from .checks import check_choice, check_positive
+from .checks import check_choice, check_different, check_positive
 from .concluding import Concluder
 from .currency import RateSource
 from .deferrals import Deferrals
 from .delivery import DeliveryLoop
 from .enforcer import BudgetEnforcer, CostCalculator
-from .errors import ConfigurationError, StoreError
+from .errors import ConfigurationError
 from .expectations import Expectations
+from .explaining import Explaining
 from .fallbacks import Fallbacks
 from .identity import Identity
 from .journal import Journal, journal_beside
+from .metering import Meters
 from .metrics import Metrics
 from .modes import Mode, Modes
 from .names import ModelNames
 from .options import DEFAULT_PRICE, ClampOutput, HoldPolicy, OptionBuilder
-from .pricing import ModelPrice, Price, PriceBook, PricingConfig
-from .reports import Reports
+from .pricing import ModelPrice, PriceBook, PricingConfig
 from .session import Session
 from .stores import open_store
-from .stores.base import Store, UnwritableError
+from .stores.base import Store
 from .tokens import warm as warm_tokenizer
 from .writer import LedgerWriter
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from .channels.base import AlertChannel
     from .settings import Settings
     from .sinks.base import Sink
 
 DEFAULT_STORE = "sqlite:///askii.db"
 
 
-class CostTracker(Charging, Reports):
+class CostTracker(Admissions, Charging, Explaining):
     """Budgets, metering and billing for one process.
 
     Args:
@@ -83,6 +87,7 @@ class CostTracker(Charging, Reports):
         journal_path: prefix of the files where charges wait for the store; None: beside the SQLite file, or none.
         outbox_max_pending: beyond so many undelivered records, new calls are refused.
         subscription_of: the external subscription of an identity: a callable or a table by tenant; default: tenant.
+        alert_channels: who hears when what is spent crosses a budget's `alert_at`; None: the log.
         clock: Unix seconds.
     """
 
@@ -118,6 +123,7 @@ class CostTracker(Charging, Reports):
         block_grace_s: float = 60.0,
         max_series: int = 1000,
         subscription_of: Callable[[Identity], str | None] | Mapping[str, str] | None = None,
+        alert_channels: Sequence[AlertChannel] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_choice("unknown_price", unknown_price, "reject", "default", "allow")
@@ -138,9 +144,9 @@ class CostTracker(Charging, Reports):
         )
         self.store: Store = open_store(store, clock=clock) if isinstance(store, str) else store
         self.sinks = tuple(sinks)
-        names = [sink.name for sink in self.sinks]
-        if len(set(names)) != len(names):
-            raise ConfigurationError(f"sinks need different names, got {', '.join(names)}")
+        self.alert_channels = default_channels() if alert_channels is None else tuple(alert_channels)
+        check_different("sinks", [sink.name for sink in self.sinks])
+        check_different("alert_channels", [channel.name for channel in self.alert_channels])
         if unknown_price == "default" and default_price is None:
             raise ConfigurationError('unknown_price = "default" needs default_price')
         prices = dict(prices or {}) | ({} if default_price is None else {DEFAULT_PRICE: default_price})
@@ -183,6 +189,13 @@ class CostTracker(Charging, Reports):
             answer_timeout_s=settle_timeout_s,
             clock=clock,
         )
+        self.meters = Meters(
+            self.store,
+            self.modes,
+            canonical=self.prices.canonical,
+            answer_timeout_s=settle_timeout_s,
+            goes_on_unheld=on_store_error == "allow",
+        )
         self.concluder = Concluder(self.names, self.price_of, trust_provider_cost=trust_provider_cost)
         self._writer = LedgerWriter(
             self.store, journal, settle_timeout_s=settle_timeout_s, on_store_error=self.metrics.store_error
@@ -199,8 +212,16 @@ class CostTracker(Charging, Reports):
             self._writer,
             self.metrics,
             sinks=self.sinks,
+            channels=self.alert_channels,
             new_delivery=lambda owner: DeliveryLoop(
-                self.store, self.sinks, clock=clock, owner=owner, on_result=self.metrics.sink_events
+                self.store,
+                self.sinks,
+                clock=clock,
+                owner=owner,
+                on_result=self.metrics.sink_events,
+                channels=self.alert_channels,
+                rate=self.rates.current,
+                on_alert=self.metrics.alerts,
             ),
             hold_ttl_s=hold_ttl_s,
             outbox_max_pending=outbox_max_pending,
@@ -271,78 +292,6 @@ class CostTracker(Charging, Reports):
         """Raise StoreError unless calls can be admitted and charged."""
         await self._session.can_hold()
         await self.store.ping()
-
-    # Admission ----------------------------------------------------------------------------------------------------
-
-    def price_of(self, model: str, *, provider: str | None = None, service_tier: str | None = None) -> Price | None:
-        """The price of a model, or the configured default; None where there is neither."""
-        return self._builder.price_of(model, provider=provider, service_tier=service_tier)
-
-    async def admit(
-        self, identity: Identity, spec: CallSpec, *, call_id: str | None = None, replaces: str | None = None
-    ) -> Call:
-        """Hold a call's worst cost on every budget it meets, for the first candidate model that fits.
-
-        Raises BudgetExceededError, UnknownModelError, or StoreError where the ledger is away and
-        `on_store_error` is `deny`.
-        """
-        started_s = time.perf_counter()
-        call_id = call_id or new_call_id(self.clock())
-        rate = self.rates.current()
-        mode = self.modes.of(identity.tenant)
-        shadow = mode == "shadow"
-        self._admitter.count_early(spec, shadow=shadow)
-        options = self._builder.options(spec, identity.tenant, lenient=shadow)
-        admitted: Admitted | None = None
-        held = False
-        try:
-            await self._session.can_hold()
-            if mode != "off":
-                held = True  # perhaps: a store that fails to answer, or is not waited for, may hold all the same
-                admitted = await self._session.as_worker(
-                    lambda worker: self._admitter.reserve(
-                        identity,
-                        spec,
-                        options,
-                        call_id=call_id,
-                        worker=worker,
-                        rate=rate,
-                        replaces=replaces,
-                        shadow=shadow,
-                    )
-                )
-        except StoreError as error:
-            self.metrics.store_error("reserve")
-            refused = isinstance(error, UnwritableError)
-            if refused or not (self._allow_unheld or shadow):
-                if held and not refused:
-                    self._writer.release_doubtful(call_id)
-                raise
-            if replaces is not None:
-                await self._writer.release(replaces)
-        except asyncio.CancelledError:
-            if held:
-                self._writer.release_soon(call_id)
-            raise
-        if admitted is None:
-            admitted = Admitted(None, [self._admitter.candidate(options[0], identity, spec)], options)
-        elif admitted.admission is not None and admitted.admission.candidate is None:
-            raise exceeded(admitted.admission, rate)
-        spec.count_input = None
-        now_s = self.clock()
-        call = made_call(
-            admitted,
-            identity,
-            spec,
-            self.index,
-            call_id=call_id,
-            rate=rate,
-            started_s=started_s,
-            held=held,
-            now_s=now_s,
-        )
-        self.metrics.admitted(call, time.perf_counter() - started_s)
-        return call
 
     # Calls in code ------------------------------------------------------------------------------------------------
 

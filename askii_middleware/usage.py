@@ -193,10 +193,19 @@ class Report(msgspec.Struct, kw_only=True):
     """UTF-8 bytes of generated text that passed: the basis of an estimate when no usage comes."""
     text: list[str] | None = None
     """Where set, readers that can add the pieces that pass, for whoever counts their tokens and empties it."""
+    counted_tokens: int | None = None
+    """The tokens of the text that passed, where somebody has counted them."""
+    frame_tokens: int = 0
+    """At most so many tokens that are no text: names of tools, and the marks around their calls."""
+    choices: int = 1
+    """How many answers stand side by side in the stream."""
+    open_block: int | None = None
+    """The index of the content block that has begun and not ended."""
     visible_deltas: int = 0
     """Pieces of generated text that passed; providers send about one token in each."""
 
     @property
     def visible_tokens(self) -> int:
-        """An estimate of the output that passed, in tokens: never below the number of pieces."""
-        return max(self.visible_deltas, -(-self.visible_bytes // 4))
+        """The output that passed, in tokens, as counted or estimated: never below the number of pieces."""
+        counted = self.counted_tokens
+        return max(self.visible_deltas, -(-self.visible_bytes // 4) if counted is None else counted)

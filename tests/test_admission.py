@@ -15,16 +15,28 @@ from askii_middleware.admission import (
     BudgetRef,
     BudgetState,
     BudgetTerms,
+    Candidate,
+    ExtendRequest,
+    Extension,
     Match,
     applicable,
     decide,
-    fits,
+    decide_extension,
+    fitting,
     limit_of,
 )
 from askii_middleware.currency import MAX_NANO_USD, parse_rate, split_coins
 
 
-def line(limit: int | None, spent: int = 0, held: int = 0, *, resets_at_s: int = 100, scope: str = "s") -> BudgetState:
+def line(
+    limit: int | None,
+    spent: int = 0,
+    held: int = 0,
+    *,
+    resets_at_s: int = 100,
+    scope: str = "s",
+    soft: bool = False,
+) -> BudgetState:
     return BudgetState(
         counter=f"{scope}|daily|UTC|0",
         scope=scope,
@@ -33,12 +45,20 @@ def line(limit: int | None, spent: int = 0, held: int = 0, *, resets_at_s: int =
         spent_nano_usd=spent,
         held_nano_usd=held,
         resets_at_s=resets_at_s,
+        soft=soft,
     )
 
 
-def ask(*candidates: tuple[int, list[BudgetState]], downgrade_at_ppm: int = PPM) -> Admission:
-    holds, lines = [hold for hold, _ in candidates], [states for _, states in candidates]
-    return decide(holds, lines, admitted_at_s=7.5, downgrade_at_ppm=downgrade_at_ppm)
+Hold = int | tuple[int, int]
+"""All of it or nothing; or from so much on."""
+
+
+def ask(*candidates: tuple[Hold, list[BudgetState]], downgrade_at_ppm: int = PPM) -> Admission:
+    asked = []
+    for n, (hold, _) in enumerate(candidates):
+        whole, least = (hold, None) if isinstance(hold, int) else hold
+        asked.append(Candidate(f"m{n}", whole, (), least))
+    return decide(asked, [states for _, states in candidates], admitted_at_s=7.5, downgrade_at_ppm=downgrade_at_ppm)
 
 
 # One hold on one line ------------------------------------------------------------------------------------------------
@@ -65,7 +85,8 @@ def ask(*candidates: tuple[int, list[BudgetState]], downgrade_at_ppm: int = PPM)
 def test_a_hold_fits_up_to_the_limit_and_a_free_one_under_any_limit_but_zero(
     limit: int | None, spent: int, held: int, hold: int, answer: bool
 ) -> None:
-    assert fits(line(limit, spent, held), hold) is answer
+    assert fitting([line(limit, spent, held)], hold) == (hold if answer else None)
+    assert fitting([line(limit, spent, held, soft=True)], hold) == hold
 
 
 @pytest.mark.parametrize(
@@ -79,12 +100,12 @@ def test_what_remains_is_neither_spent_nor_held_and_never_negative(state: Budget
 
 
 def test_a_call_without_budgets_is_admitted() -> None:
-    assert ask((5, [])) == Admission(candidate=0, admitted_at_s=7.5)
+    assert ask((5, [])) == Admission(candidate=0, admitted_at_s=7.5, hold_nano_usd=5)
 
 
 def test_a_call_must_fit_every_line() -> None:
     roomy, tight = line(100, scope="tenant=a"), line(10, 6, scope="key=k")
-    assert ask((4, [roomy, tight])) == Admission(candidate=0, admitted_at_s=7.5, states=(roomy, tight))
+    assert ask((4, [roomy, tight])) == Admission(candidate=0, admitted_at_s=7.5, states=(roomy, tight), hold_nano_usd=4)
     assert ask((5, [roomy, tight])) == Admission(
         candidate=None, admitted_at_s=7.5, states=(roomy, tight), reason="spent", deciding=tight
     )
@@ -110,6 +131,100 @@ def test_the_deciding_line_is_the_failing_one_that_resets_last() -> None:
     held = [line(10, 0, 10, resets_at_s=50), line(10, 0, 10, resets_at_s=70, scope="last"), line(10, resets_at_s=99)]
     answer = ask((1, held))
     assert (answer.reason, answer.deciding) == ("held", held[1])
+
+
+def test_where_a_part_will_do_as_much_is_held_as_fits_all_lines() -> None:
+    roomy, tight = line(100), line(20, 6, 4)
+    assert ask(((15, 3), [roomy, tight])).hold_nano_usd == 10
+    assert ask(((15, 10), [tight, roomy])).hold_nano_usd == 10
+    assert ask(((9, 3), [roomy, tight])).hold_nano_usd == 9
+    assert ask(((15, 11), [roomy, tight])).candidate is None
+    assert ask((15, [roomy, tight])).candidate is None
+
+
+def test_a_refused_part_is_told_by_the_least_that_would_have_done() -> None:
+    assert ask(((15, 5), [line(10, 6)])).reason == "spent"
+    assert ask(((15, 5), [line(10, 5, 1)])).reason == "held"
+    overdrawn_by_holds = line(10, 5, 9)
+    answer = ask(((15, 0), [overdrawn_by_holds]))
+    assert (answer.reason, answer.deciding) == ("held", overdrawn_by_holds)
+    assert ask(((15, 0), [line(10, 11)])).reason == "spent"
+
+
+def test_a_part_that_may_be_nothing_is_refused_by_limit_zero() -> None:
+    answer = ask(((15, 0), [line(0)]))
+    assert (answer.candidate, answer.reason, answer.deciding) == (None, "spent", line(0))
+    assert ask(((15, 0), [line(10, 10)])).hold_nano_usd == 0
+
+
+def test_a_soft_budget_is_shown_and_refuses_nothing() -> None:
+    soft = line(0, 5, soft=True)
+    assert ask((15, [soft])) == Admission(candidate=0, admitted_at_s=7.5, states=(soft,), hold_nano_usd=15)
+    assert ask((15, [soft]), (15, [soft]), downgrade_at_ppm=0).candidate == 0
+    hard = line(10, 10, resets_at_s=1)
+    assert ask((15, [soft, hard])).deciding == hard
+
+
+# Extensions ----------------------------------------------------------------------------------------------------------
+
+
+def more(target: int, least: int) -> ExtendRequest:
+    return ExtendRequest(
+        call_id="c", sequence=1, target_nano_usd=target, least_nano_usd=least, matches=(), windows={}, rate=(1, 1)
+    )
+
+
+def test_an_extension_raises_the_hold_to_its_target_or_as_far_as_there_is_room() -> None:
+    assert decide_extension([line(100, 20, 30)], 10, more(40, 15)) == Extension(granted=True, hold_nano_usd=40)
+    assert decide_extension([line(100, 60, 30)], 10, more(40, 15)) == Extension(granted=True, hold_nano_usd=20)
+    assert decide_extension([line(100, 65, 30)], 10, more(40, 15)) == Extension(granted=True, hold_nano_usd=15)
+    assert decide_extension([], 10, more(40, 15)) == Extension(granted=True, hold_nano_usd=40)
+
+
+def test_an_extension_without_room_for_the_least_leaves_the_hold_as_it_was() -> None:
+    held, spent = line(100, 66, 30), line(100, 86, 10, scope="spent")
+    assert decide_extension([held], 10, more(40, 15)) == Extension(
+        granted=False, hold_nano_usd=10, reason="held", deciding=held
+    )
+    assert decide_extension([held, spent], 10, more(40, 15)) == Extension(
+        granted=False, hold_nano_usd=10, reason="spent", deciding=spent
+    )
+
+
+def test_a_hold_never_shrinks_and_what_it_has_may_be_enough() -> None:
+    assert decide_extension([line(10, 10, 10)], 10, more(5, 5)) == Extension(granted=True, hold_nano_usd=10)
+    assert decide_extension([line(10, 10, 10)], 10, more(20, 10)) == Extension(granted=True, hold_nano_usd=10)
+    assert decide_extension([line(0, 0, 10)], 10, more(20, 8)) == Extension(granted=True, hold_nano_usd=10)
+
+
+def test_limit_zero_refuses_an_extension_and_a_soft_budget_does_not() -> None:
+    assert decide_extension([line(0, 0, 10)], 10, more(20, 11)).reason == "spent"
+    assert decide_extension([line(1, 5, 10, soft=True)], 10, more(20, 11)).hold_nano_usd == 20
+
+
+@given(
+    st.lists(st.builds(line, st.integers(0, 30), st.integers(0, 30), st.integers(0, 30)), max_size=3),
+    st.integers(0, 9),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_an_extension_never_passes_a_limit_and_always_says_why_it_is_refused(
+    lines: list[BudgetState], held: int, target: int, least: int
+) -> None:
+    answer = decide_extension(lines, held, more(target, least))
+    assert held <= answer.hold_nano_usd <= max(held, target)
+    for state in lines:
+        if answer.hold_nano_usd > held:
+            assert state.limit_nano_usd
+            assert state.spent_nano_usd + state.held_nano_usd + answer.hold_nano_usd - held <= state.limit_nano_usd
+    if answer.granted:
+        assert answer.hold_nano_usd >= min(least, target)
+    else:
+        assert (answer.hold_nano_usd, answer.deciding in lines) == (held, True)
+        needed = min(least, target)
+        room = [(s.limit_nano_usd or 0) - s.spent_nano_usd - s.held_nano_usd for s in lines]
+        assert needed > held
+        assert min(room) < needed - held or any(s.limit_nano_usd == 0 for s in lines)
 
 
 # Several candidates --------------------------------------------------------------------------------------------------
@@ -171,49 +286,60 @@ def test_without_a_fallback_the_threshold_changes_nothing() -> None:
 
 small = st.integers(0, 6)
 states_st = st.builds(
-    line, st.none() | small, small, small, resets_at_s=st.integers(1, 4), scope=st.sampled_from(["a", "b"])
+    line,
+    st.none() | small,
+    small,
+    small,
+    resets_at_s=st.integers(1, 4),
+    scope=st.sampled_from(["a", "b"]),
+    soft=st.booleans(),
 )
-candidates_st = st.lists(st.tuples(small, st.lists(states_st, max_size=3)), min_size=1, max_size=4)
+holds_st = small | st.tuples(small, small).map(lambda pair: (max(pair), min(pair)))
+candidates_st = st.lists(st.tuples(holds_st, st.lists(states_st, max_size=3)), min_size=1, max_size=4)
 
 
-def has_room(state: BudgetState, hold: int, used: int) -> bool:
-    """The contract: spent + held + hold <= limit; a hold of zero skips it, except that limit 0 refuses."""
-    if state.limit_nano_usd is None:
-        return True
-    if state.limit_nano_usd == 0:
-        return False
-    return hold == 0 or used + hold <= state.limit_nano_usd
-
-
-def now_fits(state: BudgetState, hold: int) -> bool:
-    return has_room(state, hold, state.spent_nano_usd + state.held_nano_usd)
-
-
-def ever_fits(state: BudgetState, hold: int) -> bool:
-    return has_room(state, hold, state.spent_nano_usd)
+def grants(states: list[BudgetState], hold: Hold, *, ever: bool = False) -> list[int]:
+    """Every amount that may be held. The contract: spent + held + hold <= limit; a hold of zero skips it, except that
+    limit 0 refuses.
+    """
+    most, least = (hold, hold) if isinstance(hold, int) else hold
+    limits = [
+        (state.limit_nano_usd, state.spent_nano_usd + (0 if ever else state.held_nano_usd))
+        for state in states
+        if state.limit_nano_usd is not None and not state.soft
+    ]
+    return [
+        amount
+        for amount in range(least, most + 1)
+        if all(limit > 0 and (most == 0 or used + amount <= limit) for limit, used in limits)
+    ]
 
 
 @given(candidates_st, st.sampled_from([0, 250_000, 500_000, 800_000, PPM]))
 @example([(0, [line(4, 6)]), (0, [])], PPM)
-def test_the_decision_is_the_contracts(candidates: list[tuple[int, list[BudgetState]]], ppm: int) -> None:
-    shares = [
-        Fraction(s.spent_nano_usd + s.held_nano_usd, s.limit_nano_usd) for s in candidates[0][1] if s.limit_nano_usd
-    ]
-    exhausted = any(s.limit_nano_usd == 0 and s.spent_nano_usd + s.held_nano_usd for s in candidates[0][1])
+@example([((6, 0), [line(4, 6)])], PPM)
+def test_the_decision_is_the_contracts(candidates: list[tuple[Hold, list[BudgetState]]], ppm: int) -> None:
+    hard = [s for s in candidates[0][1] if not s.soft]
+    shares = [Fraction(s.spent_nano_usd + s.held_nano_usd, s.limit_nano_usd) for s in hard if s.limit_nano_usd]
+    exhausted = any(s.limit_nano_usd == 0 and s.spent_nano_usd + s.held_nano_usd for s in hard)
     above = exhausted or (bool(shares) and max(shares) > Fraction(ppm, PPM))
     order = [*range(1, len(candidates)), 0] if above else list(range(len(candidates)))
-    fitting = [i for i in order if all(now_fits(s, candidates[i][0]) for s in candidates[i][1])]
+    winners = [i for i in order if grants(candidates[i][1], candidates[i][0])]
 
     answer = ask(*candidates, downgrade_at_ppm=ppm)
 
-    if fitting:
-        assert answer == Admission(candidate=fitting[0], admitted_at_s=7.5, states=tuple(candidates[fitting[0]][1]))
+    if winners:
+        hold, states = candidates[winners[0]]
+        assert answer == Admission(
+            candidate=winners[0], admitted_at_s=7.5, states=tuple(states), hold_nano_usd=max(grants(states, hold))
+        )
         return
-    waiting = [i for i in order if all(ever_fits(s, candidates[i][0]) for s in candidates[i][1])]
+    waiting = [i for i in order if grants(candidates[i][1], candidates[i][0], ever=True)]
     judged = waiting[0] if waiting else 0
     hold, lines = candidates[judged]
-    failing = [s for s in lines if not (now_fits if waiting else ever_fits)(s, hold)]
+    failing = [s for s in lines if not grants([s], hold, ever=not waiting)]
     assert answer.candidate is None
+    assert answer.hold_nano_usd == 0
     assert answer.reason == ("held" if waiting else "spent")
     assert answer.states == tuple(candidates[0][1])
     assert answer.deciding in failing
@@ -224,7 +350,7 @@ def test_the_decision_is_the_contracts(candidates: list[tuple[int, list[BudgetSt
 @given(states_st, small, small)
 def test_a_smaller_hold_never_fits_worse_unless_it_is_already_refused(state: BudgetState, one: int, other: int) -> None:
     low, high = sorted((one, other))
-    assert fits(state, low) or not fits(state, high)
+    assert fitting([state], low) is not None or fitting([state], high) is None
 
 
 @given(st.lists(st.tuples(small, states_st), max_size=12))

@@ -98,6 +98,7 @@ def test_budget_status_has_the_contracts_members_with_exact_decimals(configured:
         [
             *("scope", "period", "limit_usd", "spent_usd", "held_usd", "remaining_usd"),
             *("limit_coins", "spent_coins", "held_coins", "remaining_coins", "resets_at", "source"),
+            *("zone", "soft", "status"),
         ]
     ] * 2
     daily, total = lines
@@ -114,6 +115,9 @@ def test_budget_status_has_the_contracts_members_with_exact_decimals(configured:
         "remaining_coins": "9962900",
         "resets_at": "",
         "source": "config",
+        "zone": "UTC",
+        "soft": False,
+        "status": "ok",
     }
     assert daily["resets_at"].endswith("T00:00:00Z")
     assert (total["limit_usd"], total["remaining_usd"], total["source"]) == ("0.1", "0.0629", "store")
@@ -142,8 +146,9 @@ def test_budgets_are_listed_with_where_they_come_from_and_removed(configured: As
     gone = configured("budget", "rm", "tenant=*")
     assert (gone.status, "declared ones are removed in askii.toml" in gone.err) == (1, True)
     table = configured("budget", "list").out.splitlines()
-    assert table[0].split() == ["scope", "period", "zone", "limit_usd", "limit_coins", "enabled", "source"]
-    assert table[1].split() == ["tenant=*", "daily", "UTC", "10", "-", "True", "config"]
+    columns = ["scope", "period", "zone", "limit_usd", "limit_coins", "alert_at", "soft", "max_values", "enabled"]
+    assert table[0].split() == [*columns, "source"]
+    assert table[1].split() == ["tenant=*", "daily", "UTC", "10", "-", "-", "False", "-", "True", "config"]
 
 
 def test_a_budget_set_on_the_command_line_binds_a_running_worker(configured: Askii) -> None:
@@ -364,3 +369,74 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+# Words, alerts and explanations ---------------------------------------------------------------------------------------
+
+
+def test_a_budgets_status_says_how_far_it_is_used_in_a_word(configured: Askii) -> None:
+    configured("budget", "set", "tenant=acme", "--usd", "0.04", "--soft", "--alert-at", "0.5,1", "--json")
+    with_ledger(lambda tracker: tracker.record_usage("acme", "local-llama", input_tokens=1_000_000))
+    (line,) = configured("budget", "status", "tenant=acme", "--json").json
+    assert (line["status"], line["soft"], line["zone"], line["spent_usd"]) == ("warning", True, "UTC", "0.0371")
+    assert configured("budget", "status", "tenant=*").err.startswith("askii: scope 'tenant=*': `*` has a counter")
+
+
+def test_what_a_budget_reports_and_bounds_is_set_and_listed(configured: Askii) -> None:
+    shown = configured(
+        *("budget", "set", "end_user=*,model=openai/GPT-4o-2024-11-20", "--usd", "1"),
+        *("--alert-at", "0.8,0.9,1", "--max-values", "50", "--soft", "--json"),
+    ).json
+    assert (shown["scope"], shown["alert_at"], shown["max_values"], shown["soft"]) == (
+        *("end_user=*,model=gpt-4o", "0.8,0.9,1"),
+        *(50, True),
+    )
+    listed = configured("budget", "list", "--json").json
+    assert shown in listed
+    assert configured("budget", "rm", "end_user=*,model=gpt-4o-2024-11-20", "--json").json["removed"] is True
+
+
+def test_an_alert_on_the_command_line_reaches_the_log(configured: Askii, caplog: pytest.LogCaptureFixture) -> None:
+    configured("budget", "set", "tenant=acme", "--usd", "0.04", "--alert-at", "0.9")
+
+    async def spend_and_flush(tracker: CostTracker) -> None:
+        await tracker.record_usage("acme", "local-llama", input_tokens=1_000_000)
+        await tracker.flush()
+
+    with_ledger(spend_and_flush)
+    assert [r.getMessage()[:46] for r in caplog.records if r.name == "askii_middleware.alerts"] == [
+        "warning: tenant=acme has spent 90 % of its dai"
+    ]
+
+
+def test_a_call_is_explained_as_a_sentence_and_as_json(configured: Askii) -> None:
+    configured("budget", "set", "tenant=acme", "--usd", "0.01")
+    told = configured("budget", "explain", "acme", "local-llama", "--input-tokens", "100000")
+    assert told.status == 0
+    first, _, candidate, *table = told.out.splitlines()
+    assert first == "enforce (enforcement is enforce): local-llama: its hold of 0.00371 USD fits"
+    assert candidate == "local-llama: whole: its hold of 0.00371 USD fits"
+    assert table[1].split()[:3] == ["tenant=acme", "daily", "0.01"]
+    refused = configured("budget", "explain", "acme", "local-llama", "--input-tokens", "1000000", "--json").json
+    assert (refused["verdict"], refused["reason"], refused["winner"]) == ("refused", "spent", None)
+    assert (refused["deciding"]["scope"], refused["deciding"]["source"]) == ("tenant=acme", "store")
+    held = with_ledger(lambda tracker: tracker.store.totals()).held_nano_usd
+    assert held == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["budget", "explain", "acme", "nobody-knows"], "'nobody-knows' has no price"),
+        (["budget", "explain", "acme", "local-llama", "--input-tokens", "-1"], "budget explain: input_tokens"),
+        (["budget", "explain", "", "local-llama"], "budget explain: an identity needs a tenant"),
+        (["budget", "set", "tenant=acme", "--usd", "1", "--alert-at", "2"], "alert_at"),
+        (["budget", "set", "tenant=*", "--usd", "1", "--max-values", "0"], "max_values"),
+    ],
+)
+def test_what_cannot_be_explained_or_set_is_said_in_one_line(
+    arguments: list[str], message: str, configured: Askii
+) -> None:
+    done = configured(*arguments)
+    assert (done.status, done.out) == (1, "")
+    assert message in done.err

@@ -82,7 +82,6 @@ async def test_above_downgrade_at_fallbacks_come_first() -> None:
     [
         {"enforcement": "shadow"},
         {"metrics_port": 9000},
-        {"budgets": [{"scope": "tenant=*", "limit_usd": 1, "alert_at": [0.8]}]},
     ],
 )
 def test_settings_that_nothing_obeys_yet_are_refused(setting: dict[str, object]) -> None:

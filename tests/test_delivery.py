@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askii_middleware.delivery import DeliveryLoop
-from askii_middleware.delivery_worker import ISOLATE_AFTER, MAX_ATTEMPTS, MAX_PAUSE_S
+from askii_middleware.delivery_rounds import MAX_PAUSE_S
+from askii_middleware.delivery_worker import ISOLATE_AFTER, MAX_ATTEMPTS
 from askii_middleware.errors import ConfigurationError, StoreError
 from askii_middleware.records import UsageRecord
 from askii_middleware.sinks.base import BACK_OFF, DELIVERED, KEPT, Delivery, Sink, Verdict
@@ -336,7 +337,7 @@ async def test_a_clock_that_was_set_back_prolongs_no_pause_beyond_an_hour(store:
 async def test_a_sink_that_resists_its_cancellation_keeps_its_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("askii_middleware.delivery.CLOSE_S", 0.02)
+    monkeypatch.setattr("askii_middleware.delivery_rounds.CLOSE_S", 0.02)
     release = asyncio.Event()
 
     async def stubborn(records: Sequence[UsageRecord]) -> Delivery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 from askii_middleware.budgets import Budget, Scope
+from askii_middleware.calls import CallSpec
 from askii_middleware.errors import BudgetExceededError, ConfigurationError, UnknownModelError
+from askii_middleware.identity import Identity
 from askii_middleware.tracker import CostTracker
 
-from .support.service import Clock, both_stores, opened
+from .support.service import PRICES, Clock, both_stores, opened
 
 
 async def charge(tracker: CostTracker, usd_per_mille: int, tenant: str = "acme") -> None:
@@ -107,6 +110,106 @@ async def test_every_budget_that_binds_is_shown(tmp_path: Path) -> None:
             ("tenant=acme", "daily", Decimal(5)),
             ("tenant=acme", "monthly", Decimal(10)),
         }
+
+
+EVERYWHERE = [
+    *("global", "tenant=acme", "key=k1", "user=ann", "team=red", "end_user=eve", "tag=batch", "model=big"),
+    *("provider=openai", "deployment=eu", "tenant=acme,model=big", "team=red,tag=batch", "tenant=acme,key=k1,user=ann"),
+]
+
+
+@both_stores
+@pytest.mark.parametrize("text", EVERYWHERE)
+async def test_a_budget_on_any_scope_is_set_shown_and_removed(kind: str, text: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path, budgets=[]) as tracker:
+        enforcer = tracker.budget_enforcer
+        await enforcer.set_budget(Budget(scope=text, limit_usd=3, period="weekly", zone="Asia/Kathmandu"))
+        (line,) = await enforcer.status(text)
+        assert (line.scope, line.period, line.zone, line.limit_usd, line.source) == (
+            *(text, "weekly", "Asia/Kathmandu"),
+            *(Decimal(3), "store"),
+        )
+        assert await enforcer.status(Scope(tenant="other", model="small")) == ([line] if text == "global" else [])
+        assert await enforcer.remove_budget(text, "weekly")
+        assert await enforcer.status(text) == []
+
+
+@both_stores
+async def test_every_scope_of_a_call_is_charged_and_binds_the_next(kind: str, tmp_path: Path) -> None:
+    who = Identity(tenant="acme", key="k1", user="ann", team="red", end_user="eve", tags=("batch", "night"))
+    budgets = [Budget(scope=text, limit_usd=1) for text in EVERYWHERE if "provider" not in text and "eu" not in text]
+    async with opened(kind, tmp_path, budgets=budgets) as tracker:
+        await tracker.record_usage(who, "big", input_tokens=7000)
+        for budget in budgets:
+            lines = {line.scope: line for line in await tracker.budget_enforcer.status(budget.scope)}
+            assert lines[str(budget.scope)].spent_usd == Decimal("0.007")
+
+
+async def test_a_star_stands_for_many_counters_and_has_no_status(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path) as tracker:
+        for scope in ("tenant=*", "tenant=acme,model=*"):
+            with pytest.raises(ConfigurationError, match="name one of them"):
+                await tracker.budget_enforcer.status(scope)
+
+
+@both_stores
+@pytest.mark.parametrize("spelling", ["openai/GPT-4o-2024-11-20", "gpt-4o", "GPT-4O", "openai/gpt-4o"])
+async def test_every_spelling_of_a_model_is_one_budget(kind: str, spelling: str, tmp_path: Path) -> None:
+    prices = {"gpt-4o": PRICES["big"]}
+    async with opened(kind, tmp_path, budgets=[], prices=prices) as tracker:
+        enforcer = tracker.budget_enforcer
+        await enforcer.set_budget(Budget(scope=Scope(tenant="acme", model=spelling), limit_usd="0.001"))
+        await tracker.record_usage("acme", "gpt-4o-2024-11-20", input_tokens=400)
+        for other in (spelling, "gpt-4o"):
+            (line,) = await enforcer.status(Scope(tenant="acme", model=other))
+            assert (line.scope, line.spent_usd) == ("tenant=acme,model=gpt-4o", Decimal("0.0004"))
+            spent = await tracker.get_spend(Scope(tenant="acme", model=other), "daily")
+            assert (spent.cost_nano_usd, spent.scope) == (400_000, "tenant=acme,model=gpt-4o")
+        with pytest.raises(BudgetExceededError):
+            await tracker.track_tokens("acme", "gpt-4o", expected_input_tokens=601).__aenter__()
+        assert await enforcer.remove_budget(f"model={spelling},tenant=acme")
+
+
+async def test_a_price_that_names_no_provider_leaves_the_budgets_on_providers_in_force(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path, budgets=[Budget(scope="provider=openai", limit_usd="0.000010")]) as tracker:
+        spec = CallSpec(model="big", provider="openai", input_tokens=11, output_tokens=0)
+        with pytest.raises(BudgetExceededError):
+            await tracker.admit(Identity(tenant="acme"), spec)
+        await tracker.admit(Identity(tenant="acme"), replace(spec, input_tokens=10))
+        (line,) = await tracker.budget_enforcer.status("provider=openai")
+        assert line.held_usd == Decimal("0.000010")
+
+
+async def test_a_models_status_shows_the_budgets_of_its_provider_too(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path, budgets=[Budget(scope="provider=openai", limit_usd=2)]) as tracker:
+        assert [line.scope for line in await tracker.budget_enforcer.status("model=gpt-4o")] == ["provider=openai"]
+        assert await tracker.budget_enforcer.status("model=gpt-4o,provider=azure") == []
+
+
+@pytest.mark.parametrize(
+    ("mille", "word"), [(0, "ok"), (79, "ok"), (80, "caution"), (90, "warning"), (100, "exceeded"), (300, "exceeded")]
+)
+async def test_what_is_spent_has_a_word_and_what_is_held_has_none(mille: int, word: str, tmp_path: Path) -> None:
+    async with opened("memory", tmp_path, budgets=[Budget(scope="tenant=acme", limit_usd="0.1")]) as tracker:
+        await charge(tracker, mille)
+        (line,) = await tracker.budget_enforcer.status("tenant=acme")
+        assert (line.status, line.spent_share, line.held_share) == (word, mille / 100, 0.0)
+        if mille < 80:
+            async with tracker.track_tokens("acme", "big", expected_input_tokens=20_000, max_output_tokens=0) as usage:
+                (line,) = await tracker.budget_enforcer.status("tenant=acme")
+                assert (line.status, line.held_share) == (word, 0.2)
+                usage["input_tokens"] = 0
+
+
+async def test_soft_budgets_alerts_and_bounds_survive_the_store(tmp_path: Path) -> None:
+    budget = Budget(scope="tag=*", limit_usd=1, soft=True, alert_at=(0.5, 1.0), max_values=7)
+    async with opened("sqlite", tmp_path, budgets=[]) as tracker:
+        await tracker.budget_enforcer.set_budget(budget)
+        (line,) = await tracker.budget_enforcer.status("tag=x")
+        assert (line.soft, line.scope) == (True, "tag=x")
+    async with opened("sqlite", tmp_path, budgets=[]) as tracker:
+        (kept,) = await tracker.store.budgets()
+        assert kept.terms == budget.terms
 
 
 async def test_a_new_day_starts_at_nothing(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ LAYERS = {
     "core": {
         *("_version", "admission", "budgets", "catalogue", "currency", "errors", "fallbacks", "identity", "models"),
         *("expectations", "model_price", "modes", "names", "options"),
-        *("output_limits", "price", "pricing", "pricing_config", "records", "tokens", "usage"),
+        *("output_limits", "price", "pricing", "pricing_config", "records", "standing", "tokens", "usage"),
     },
-    "families": {"providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
+    "families": {"channels", "channels.*", "providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
     "service": {
+        *("admissions", "alerts", "budget_status", "delivery_rounds", "explaining", "explanations"),
         *("admitting", "block", "calls", "charging", "checks", "concluding", "counting", "decorator", "deferrals"),
         *("delivery", "delivery_worker", "enforcer", "gauges", "journal", "keys", "metrics", "operations", "portal"),
-        *("kept_calls", "reports"),
+        *("kept_calls", "metering", "reports"),
         *("session", "settling", "tracker", "waiting", "writer"),
     },
     "edges": {
@@ -45,7 +46,7 @@ LAYERS = {
             "gateway_*",
         ),
         *("forms", "headers", "identify", "intake", "jwt_tokens", "lifespan", "metered", "metered_socket"),
-        *("middleware", "polling", "preparing", "refusals", "sockets"),
+        *("cutting", "middleware", "polling", "preparing", "refusals", "sockets", "stream_gate"),
         *("routes", "serving", "settings", "settings_tables"),
     },
     "package": {""},
@@ -57,6 +58,7 @@ BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("default_tracker", "settings")
 """`CostTracker.from_settings` and `get_cost_tracker` ask for them when they are called, and for their types."""
 
 MEMBERS = {
+    "channels": ["callback", "email", "log", "webhook"],
     "stores": ["memory*", "sqlite*"],
     "sinks": ["lago*", "log", "memory"],
     "providers": [
@@ -72,7 +74,7 @@ SHARED = {
 """Not members in spite of their names."""
 KNOWS_MEMBERS = {
     *("", "assembly", "demo.*", "providers", "providers.dialects", "providers.response", "providers.sockets"),
-    *("sinks", "stores"),
+    *("channels", "sinks", "stores"),
 }
 """Who may name a member: those that build one from a name, the demo, and the reader of any provider's answer."""
 
@@ -99,7 +101,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 TREES = modules()
-PACKAGES = {"", "demo", "providers", "providers.dialects", "sinks", "stores"}
+PACKAGES = {"", "channels", "demo", "providers", "providers.dialects", "sinks", "stores"}
 
 
 def imports() -> Iterator[tuple[Import, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,33 @@ async def test_spend_of_keys_users_and_teams_and_between_moments(kind: str, tmp_
         assert (await tracker.get_spend("tenant=nobody", "daily")).total_requests == 0
 
 
+@both_stores
+async def test_spend_of_one_model_or_provider_is_a_part_of_the_whole(kind: str, tmp_path: Path) -> None:
+    clock = Clock()
+    async with opened(kind, tmp_path, clock=clock) as tracker:
+        await some_spend(tracker, clock)
+        await tracker.record_usage("acme", "small", input_tokens=20, provider="openai")
+        for scope, nano_usd in (
+            ("tenant=acme", 1_102_000),
+            ("tenant=acme,model=big", 1_000_000),
+            ("tenant=acme,model=openai/SMALL", 102_000),
+            ("tenant=acme,provider=openai", 2000),
+            ("tenant=acme,model=small,provider=openai", 2000),
+            ("tenant=acme,model=big,provider=openai", 0),
+            ("user=u1,model=small", 100_000),
+            ("user=u1,model=big", 0),
+        ):
+            spent = await tracker.get_spend(scope, "daily")
+            assert (spent.cost_nano_usd, spent.total_tokens > 0) == (nano_usd, nano_usd > 0), scope
+
+
 @pytest.mark.parametrize(
     ("scope", "options", "error"),
     [
         ("tenant=acme,user=u1", {"period": "daily"}, ValueError),
         ("model=big", {"period": "daily"}, ValueError),
         ("global", {"period": "daily"}, ValueError),
+        ("tenant=acme,tag=x", {"period": "daily"}, ValueError),
         ("acme", {"period": "daily"}, ConfigurationError),
         ("tenant=acme", {}, ValueError),
         ("tenant=acme", {"period": "daily", "start": DAY}, ValueError),
@@ -135,6 +157,46 @@ async def test_checking_a_budget_decides_like_an_admission_and_holds_nothing(kin
         for amount in (-1, "lots", float("nan")):
             with pytest.raises(ValueError, match="is not"):
                 await tracker.check_budget("tenant=acme", amount)
+
+
+@both_stores
+async def test_a_scopes_budgets_are_summed_up_in_one_status(kind: str, tmp_path: Path) -> None:
+    budgets = [
+        Budget(scope="global", limit_usd="0.01", soft=True),
+        Budget(scope="team=red", limit_usd=None, period="yearly"),
+        Budget(scope="team=red", limit_usd="0.02"),
+        Budget(scope="team=red", limit_usd="0.05", period="monthly"),
+    ]
+    async with opened(kind, tmp_path, budgets=budgets) as tracker:
+        who = Identity(tenant="acme", team="red")
+        await tracker.record_usage(who, "big", input_tokens=17_000)
+        summary = await tracker.get_budget_status(Scope(team="red"))
+        assert (summary.scope, summary.status, summary.can_make_request) == ("team=red", "exceeded", True)
+        assert summary.tightest is not None
+        assert (summary.tightest.period, summary.tightest.remaining_usd) == ("daily", Decimal("0.003"))
+        assert len(summary.budgets) == 4
+        used = await tracker.check_budget_utilization("team=red")
+        assert [(u.scope, u.period, u.status, u.spent_share, u.held_share) for u in used] == [
+            ("global", "daily", "exceeded", 1.7, 0.0),
+            ("team=red", "daily", "caution", 0.85, 0.0),
+            ("team=red", "monthly", "ok", 0.34, 0.0),
+        ]
+        assert used[1].message == "caution: 85.0 % of the daily budget of team=red is spent, 0.0 % held"
+        block = tracker.track_tokens(who, "big", expected_input_tokens=3000, max_output_tokens=0)
+        async with block as usage:
+            held = (await tracker.check_budget_utilization("team=red"))[1]
+            assert (held.utilization_percent, held.held_share, held.status) == (100.0, 0.15, "caution")
+            assert not (await tracker.get_budget_status("team=red")).can_make_request
+            usage["input_tokens"] = 0
+        assert (await tracker.get_budget_status("team=red")).can_make_request
+
+
+async def test_without_budgets_nothing_is_used_and_everything_can_be_asked(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path, budgets=[]) as tracker:
+        summary = await tracker.get_budget_status("user=ann,model=big")
+        assert (summary.scope, summary.status, summary.can_make_request) == ("user=ann,model=big", "ok", True)
+        assert (summary.tightest, summary.budgets) == (None, ())
+        assert await tracker.check_budget_utilization("user=ann") == []
 
 
 @both_stores

@@ -9,8 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..budget_status import usd
 from ..currency import nano_to_coins, nano_to_usd_text
-from ..enforcer import usd
 
 if TYPE_CHECKING:
     from ..tracker import CostTracker

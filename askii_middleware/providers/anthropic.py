@@ -14,6 +14,7 @@ from .anthropic_common import (
     MessagesReader,
     absorb_messages,
     anthropic_usage,
+    cut_messages,
     error_body,
     message_limit,
     other_models,
@@ -25,6 +26,7 @@ from .costs import COST_HEADERS, absorb_cost_headers
 from .fields import (
     as_end_user,
     encode_members,
+    is_set,
     raw_value,
     read_bool,
     read_model,
@@ -32,8 +34,13 @@ from .fields import (
     read_value,
 )
 from .openai_common import retry_headers
+from .visible import claude_shows, client_tools_only
 
 __all__ = ["MessagesApi", "anthropic_usage"]
+
+_HIDING_MEMBERS = ("mcp_servers", "container", "context_management")
+"""What makes the provider generate text, or run tools, behind the stream."""
+_CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 
 
 class MessagesApi(Api):
@@ -92,6 +99,15 @@ class MessagesApi(Api):
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         absorb_messages(report, answer)
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:
+        fields = request.fields
+        if any(is_set(fields, name) for name in _HIDING_MEMBERS):
+            return False
+        return claude_shows(model, fields) and client_tools_only(fields, *_CLIENT_TOOLS)
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:
+        return cut_messages(report, refusal)
 
     def refusal(self, refusal: Refusal) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         return msgspec.json.encode(error_body(refusal)), retry_headers(refusal)

@@ -33,6 +33,8 @@ EVENTS = frozenset(
     )
 )
 """What `type` says in an answer and in the events of a stream."""
+BLOCK_TOKENS = 64
+"""What a call of a tool is billed at most beside its name and what stands in it."""
 _FALLBACK = "fallback_message"
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -54,7 +56,13 @@ def absorb_messages(report: Report, answer: Mapping[str, Any]) -> None:
     if kind == "content_block_delta":
         _count(report, member(answer, "delta"), ("text", "thinking", "partial_json"))
     elif kind == "content_block_start":
-        _count(report, member(answer, "content_block"), ("text", "thinking"))
+        block = member(answer, "content_block")
+        _count(report, block, ("text", "thinking"))
+        report.open_block = count(answer.get("index")) or 0
+        if block.get("name"):
+            report.frame_tokens += BLOCK_TOKENS + text_bytes(block["name"])
+    elif kind == "content_block_stop":
+        report.open_block = None
     elif kind in ("message_start", "message_stop"):
         _absorb_message(report, member(answer, "message"))
     elif kind == "message_delta":
@@ -160,6 +168,25 @@ def _count(report: Report, block: Mapping[str, Any], names: tuple[str, ...]) -> 
         if size:
             report.visible_bytes += size
             report.visible_deltas += 1
+
+
+def cut_messages(report: Report, refusal: Refusal) -> bytes:
+    """The events that end a message as its own limit would."""
+    events: list[dict[str, Any]] = []
+    if report.provider_request_id is None:
+        usage = {"input_tokens": 0, "output_tokens": 0}
+        message: dict[str, Any] = {"id": refusal.call_id, "type": "message", "role": "assistant"}
+        message["model"] = report.model or ""
+        message |= {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        events.append({"type": "message_start", "message": message})
+    if report.open_block is not None:
+        events.append({"type": "content_block_stop", "index": report.open_block})
+    delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+    events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": report.visible_tokens}})
+    events.append({"type": "message_stop"})
+    return b"".join(
+        [b"event: %s\ndata: %s\n\n" % (event["type"].encode(), msgspec.json.encode(event)) for event in events]
+    )
 
 
 def other_models(fields: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:

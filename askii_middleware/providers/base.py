@@ -103,6 +103,15 @@ class StreamReader(ABC):
     def finish(self) -> bytes:
         """The answer has ended; returns what was still held back."""
 
+    @property
+    def unfinished(self) -> int:
+        """How many of the last bytes that `feed` returned belong to an event that is not complete yet."""
+        return 0
+
+    def closing(self, event: bytes) -> bytes:
+        """The bytes that end the stream after what has passed, its last event being `event` as `Api.cut` makes it."""
+        return event
+
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Why a request is refused, before it takes the shape of an API's error envelope."""
@@ -151,6 +160,8 @@ class Api(ABC):
     """Headers of the answer, in lower case, that `absorb_headers` wants to see."""
     can_inject_usage: bool = False
     """Streams carry usage only when asked for, and asking can be undone for the client."""
+    counts_as_it_goes = False
+    """Every event of a stream tells how many tokens have been generated up to it."""
     default_output_limit: int | None = None
     """What the API itself is documented to apply where a request sets no limit; None: only the model's maximum."""
     answer_members: frozenset[str] = frozenset(
@@ -220,6 +231,18 @@ class Api(ABC):
     def accepts(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - bodies mostly fit any model
         """Whether the request can be rewritten to `model`: False where the body has one maker's form."""
         return True
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - an API that is not asked hides
+        """Whether all the output that `model` bills for this request passes visibly in its stream, so that it can be
+        held for as it goes.
+        """
+        return False
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:  # noqa: ARG002 - most have their own
+        """The bytes that end a stream between two events as if the output's limit had been reached; by default the
+        API's error event. `report` is what its reader has learnt so far.
+        """
+        return self.stream_error(refusal)
 
     @abstractmethod
     def refusal(self, refusal: Refusal) -> tuple[bytes, list[tuple[bytes, bytes]]]:

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from ..usage import Report
-from .base import CallRequest, Rewrite
-from .bedrock_common import OPTIMIZED, BedrockApi, absorb_converse, is_error
+from .base import CallRequest, Refusal, Rewrite
+from .bedrock_common import OPTIMIZED, BedrockApi, absorb_converse, cut_converse, is_error
 from .bedrock_media import blocks_bound
 from .bounds import messages_bound
 from .counts import member, text
@@ -22,6 +22,7 @@ from .fields import (
     read_raw_object,
     read_value,
 )
+from .visible import claude_shows, shows_text
 
 _EVENTS = frozenset(
     (
@@ -113,6 +114,15 @@ class ConverseStreamApi(ConverseApi):
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:  # noqa: ARG002 - Converse does
         return False
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:
+        own = read_raw_object(request.fields, "additionalModelRequestFields")
+        if is_set(own, "inferenceConfig") or is_set(own, "reasoningConfig") or is_set(own, "reasoning_config"):
+            return False
+        return claude_shows(model, own) if "claude" in model.lower() else shows_text(model)
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:  # noqa: ARG002 - frames have no id
+        return cut_converse(report)
 
 
 def _limit(fields: Mapping[str, msgspec.Raw], own: Mapping[str, msgspec.Raw]) -> int | None:

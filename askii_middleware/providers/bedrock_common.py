@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from ..usage import Report, TokenUsage
+from .anthropic_common import BLOCK_TOKENS
 from .base import Api, Refusal, StreamReader
 from .body import BodyReader, read_body
 from .counts import GARBAGE, MAX_COUNT, count, member, text, text_bytes
@@ -116,11 +117,22 @@ def bedrock_usage(fresh: int, output: int, *, read: int = 0, written: int = 0, w
 def absorb_converse(report: Report, answer: Mapping[str, Any]) -> None:
     """Merge a whole answer of Converse, or one event of its stream as `{kind: payload}`."""
     if "contentBlockDelta" in answer:
-        delta = member(member(answer, "contentBlockDelta"), "delta")
+        block = member(answer, "contentBlockDelta")
+        report.open_block = count(block.get("contentBlockIndex"))
+        delta = member(block, "delta")
         count_text(report, delta.get("text"))
         count_text(report, member(delta, "reasoningContent").get("text"))
         count_text(report, member(delta, "toolUse").get("input"))
         return
+    if "contentBlockStart" in answer:
+        block = member(answer, "contentBlockStart")
+        report.open_block = count(block.get("contentBlockIndex"))
+        name = member(member(block, "start"), "toolUse").get("name")
+        if name:
+            report.frame_tokens += BLOCK_TOKENS + text_bytes(name)
+        return
+    if "contentBlockStop" in answer:
+        report.open_block = None
     holder = member(answer, "metadata") or answer
     report.usage = converse_usage(member(holder, "usage")) or report.usage
     _note_tier(report, text(member(holder, "serviceTier"), "type"), _latency(holder))
@@ -132,6 +144,20 @@ def absorb_converse(report: Report, answer: Mapping[str, Any]) -> None:
         if isinstance(block, dict):
             count_text(report, block.get("text"))
             count_text(report, member(member(block, "reasoningContent"), "reasoningText").get("text"))
+
+
+def cut_converse(report: Report) -> bytes:
+    """The frames that end an answer as its own limit would."""
+    usage = {"inputTokens": 0, "outputTokens": report.visible_tokens, "totalTokens": report.visible_tokens}
+    events: dict[str, dict[str, Any]] = {}
+    if report.open_block is not None:
+        events["contentBlockStop"] = {"contentBlockIndex": report.open_block}
+    events["messageStop"] = {"stopReason": "max_tokens"}
+    events["metadata"] = {"usage": usage, "metrics": {"latencyMs": 0}}
+    head = {":message-type": "event", ":content-type": "application/json"}
+    return b"".join(
+        [encode_frame({":event-type": kind, **head}, msgspec.json.encode(event)) for kind, event in events.items()]
+    )
 
 
 def is_error(answer: Mapping[str, Any]) -> bool:

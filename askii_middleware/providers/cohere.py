@@ -17,6 +17,7 @@ from .bounds import Bound, chat_bound, text_bound
 from .cohere_common import CohereApi, absorb_end, absorb_plain
 from .counts import member, text, text_bytes
 from .fields import MAX_OUTPUT_LIMIT, is_set, read_bool, read_int, read_model
+from .openai_stream import CALL_TOKENS
 
 
 class ChatV2Api(CohereApi):
@@ -60,6 +61,10 @@ class ChatV2Api(CohereApi):
             report.finished = True
             report.failed = report.failed or bool(delta.get("error")) or delta.get("finish_reason") == "ERROR"
             absorb_end(report, {"usage": delta.get("usage")})
+        elif kind == "tool-call-start":
+            called = member(member(member(delta, "message"), "tool_calls"), "function")
+            report.frame_tokens += CALL_TOKENS + text_bytes(called.get("name"))
+            _count(report, called.get("arguments"))
         elif type(kind) is str and kind.endswith("-delta"):
             _count_v2(report, member(delta, "message"))
         elif kind is None:
@@ -67,6 +72,15 @@ class ChatV2Api(CohereApi):
             report.failed = report.failed or answer.get("finish_reason") == "ERROR"
             if report.usage is None and "finish_reason" in answer:  # the whole answer, not only its head
                 _count_v2(report, member(answer, "message"))
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - thinking passes too
+        return not is_set(request.fields, "documents")  # citations are generated besides
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:  # noqa: ARG002 - the id came with the first event
+        tokens = {"input_tokens": 0, "output_tokens": report.visible_tokens}
+        delta = {"finish_reason": "MAX_TOKENS", "usage": {"tokens": tokens}}
+        event = msgspec.json.encode({"type": "message-end", "delta": delta})
+        return b"event: message-end\ndata: " + event + b"\n\n"
 
 
 class ChatV1Api(CohereApi):

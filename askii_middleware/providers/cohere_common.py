@@ -134,3 +134,7 @@ class EitherReader(StreamReader):
 
     def finish(self) -> bytes:
         return b"" if self._reader is None else self._reader.finish()
+
+    @property
+    def unfinished(self) -> int:
+        return 0 if self._reader is None else self._reader.unfinished

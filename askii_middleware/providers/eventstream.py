@@ -56,6 +56,11 @@ class FrameReader:
         self._skip = 0
         """How many of the next bytes belong to a frame that is left out."""
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of the unfinished frame; 0 inside one that is left out."""
+        return len(self._held)
+
     def push(self, chunk: bytes) -> list[Frame]:
         """The frames that these bytes complete."""
         frames: list[Frame] = []
@@ -124,6 +129,10 @@ class EventStreamReader(StreamReader):
 
     def finish(self) -> bytes:
         return b""
+
+    @property
+    def unfinished(self) -> int:
+        return self._frames.unfinished
 
 
 def encode_frame(headers: Mapping[str, str], payload: bytes) -> bytes:

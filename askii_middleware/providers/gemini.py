@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from ..usage import Report
-from .base import CallRequest, Rewrite, StreamReader
+from .base import CallRequest, Refusal, Rewrite, StreamReader
 from .body import read_body
 from .counts import member, text, text_bytes
-from .fields import encode_members, read_text
+from .fields import encode_members, is_set, read_raw_object, read_text, read_value
 from .gemini_bounds import contents_bound, limits, with_limit
 from .gemini_common import (
     GeminiApi,
@@ -25,8 +25,11 @@ from .gemini_common import (
     gemini_usage,
     labelled_user,
     served_tier,
+    snake,
 )
 from .gemini_stream import GeminiStreamReader, PathsReader
+from .openai_stream import CALL_TOKENS
+from .visible import shows_text
 
 _PATHS = (
     ("usageMetadata",),
@@ -129,6 +132,24 @@ class StreamGenerateContentApi(GenerateContentApi):
     def recognises(self, answer: Mapping[str, Any]) -> bool:  # noqa: ARG002 - chunks are like whole answers
         return False
 
+    counts_as_it_goes = True
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:
+        # Media in the answer, and tools that Google runs, are billed by more than the text.
+        if not _asks_for_text(request.fields):
+            return False
+        return shows_text(model) or (_FLASH in model.lower() and _thinks_not(request.fields))
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:
+        candidates = [
+            {"content": {"parts": [{"text": ""}], "role": "model"}, "finishReason": "MAX_TOKENS", "index": index}
+            for index in range(report.choices)
+        ]
+        chunk: dict[str, Any] = {"candidates": candidates, "responseId": report.provider_request_id or refusal.call_id}
+        if report.model is not None:
+            chunk["modelVersion"] = report.model
+        return b"data: " + msgspec.json.encode(chunk) + b"\r\n\r\n"
+
 
 class TunedApi(GenerateContentApi):
     """`POST …/tunedModels/{model}:generateContent` and `…/endpoints/{model}:generateContent`: a model of the caller's
@@ -155,6 +176,27 @@ class StreamTunedApi(TunedApi):
     streams = True
 
 
+_FLASH = "gemini-2.5-flash"
+"""The one generation whose thinking can be turned off."""
+
+
+def _asks_for_text(fields: Mapping[str, msgspec.Raw]) -> bool:
+    config = read_raw_object(fields, _named(fields, "generationConfig"))
+    return not (is_set(config, _named(config, "responseModalities")) or contents_bound(fields, 0).remote)
+
+
+def _thinks_not(fields: Mapping[str, msgspec.Raw]) -> bool:
+    config = read_raw_object(fields, _named(fields, "generationConfig"))
+    thinking = read_raw_object(config, _named(config, "thinkingConfig"))
+    name = _named(thinking, "thinkingBudget")
+    return is_set(thinking, name) and read_value(thinking, name) == 0
+
+
+def _named(fields: Mapping[str, msgspec.Raw], name: str) -> str:
+    """A member's name in whichever spelling it came."""
+    return name if name in fields else snake(name)
+
+
 def _absorb_candidate(report: Report, candidate: Mapping[str, Any]) -> bool:
     """Count what a candidate shows; whether it has finished."""
     grounding = candidate.get("groundingMetadata") or candidate.get("grounding_metadata")
@@ -166,6 +208,8 @@ def _absorb_candidate(report: Report, candidate: Mapping[str, Any]) -> bool:
             size = text_bytes(part.get("text")) + _call_bytes(part)
             report.visible_bytes += size
             report.visible_deltas += size > 0
+            if member(part, "functionCall", "function_call"):
+                report.frame_tokens += CALL_TOKENS
     return bool(candidate.get("finishReason") or candidate.get("finish_reason"))
 
 

@@ -92,6 +92,13 @@ class ArrayReader(StreamReader):
         self.report.finished = self.report.finished or self._framer.closed
         return b""
 
+    @property
+    def unfinished(self) -> int:
+        return self._framer.unfinished
+
+    def closing(self, event: bytes) -> bytes:
+        return self._framer.separator + event.removeprefix(b"data: ").rstrip() + b"]"
+
 
 class GeminiStreamReader(StreamReader):
     """A stream in whichever form it comes; space before it tells nothing."""
@@ -121,3 +128,10 @@ class GeminiStreamReader(StreamReader):
         if self._reader is not None:
             self._reader.finish()
         return b""
+
+    @property
+    def unfinished(self) -> int:
+        return 0 if self._reader is None else self._reader.unfinished
+
+    def closing(self, event: bytes) -> bytes:
+        return event if self._reader is None else self._reader.closing(event)

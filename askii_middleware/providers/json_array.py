@@ -19,12 +19,19 @@ class ArrayFramer:
     def __init__(self, max_element_bytes: int = MAX_ELEMENT_BYTES) -> None:
         self.closed = False
         """The array has ended."""
+        self.separator = b"["
+        """What has to stand before another element."""
         self._max_element_bytes = max_element_bytes
         self._held = bytearray()  # what earlier pushes brought of the unfinished element
         self._passing = False  # inside an element that is too long
         self._depth = 0
         self._in_string = False
         self._escaped = False  # the next byte of the string is escaped; only ever true between two pieces
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of the unfinished element, without the space before it; 0 inside one that is too long."""
+        return len(self._held.lstrip(_SPACE))
 
     def push(self, chunk: bytes) -> list[bytes]:
         """The elements that these bytes complete, without the space around them."""
@@ -61,15 +68,21 @@ class ArrayFramer:
                 self._depth += 1
                 if self._depth == 1:
                     start = place + 1
+                    self.separator = b""
             elif byte in b"]}" and self._depth:
                 self._depth -= 1
                 if self._depth == 0:
                     self._end(chunk[start:place], elements)
                     self.closed = True
                     break
+                if self._depth == 1:  # the element is whole, whenever its comma may come
+                    self._end(chunk[start : place + 1], elements)
+                    start = place + 1
+                    self.separator = b","
             elif byte == 0x2C and self._depth == 1:
                 self._end(chunk[start:place], elements)
                 start = place + 1
+                self.separator = b""
         return start
 
     def _hold(self, rest: bytes) -> None:

@@ -21,6 +21,11 @@ class LineFramer:
         self._line = bytearray()
         self._passing = False  # inside a line that is too long
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of the unfinished line; 0 inside one that is too long."""
+        return len(self._line)
+
     def push(self, chunk: bytes) -> list[bytes]:
         """The lines that these bytes complete, without their ends; empty ones are left out."""
         if b"\n" not in chunk:

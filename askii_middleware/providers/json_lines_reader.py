@@ -31,6 +31,10 @@ class JsonLinesReader(StreamReader):
         self._read(self._framer.finish())
         return b""
 
+    @property
+    def unfinished(self) -> int:
+        return self._framer.unfinished
+
     def _ordinary(self, line: bytes) -> bool:  # noqa: ARG002 - here nothing is
         """Count a line that adds text. False, and nothing counted, for any other line."""
         return False

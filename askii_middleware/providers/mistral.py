@@ -31,8 +31,9 @@ from .fields import (
     read_value,
 )
 from .openai_common import OpenAiApi, absorb_cost, details, is_error, openai_usage, retry_headers
-from .openai_stream import ChoicesReader, absorb_choices
+from .openai_stream import ChoicesReader, absorb_choices, cut_choices
 from .sse import SseReader
+from .visible import shows_text
 
 MAX_PAGES = 1_000
 """The longest document that is taken (docs.mistral.ai/capabilities/document_ai)."""
@@ -84,6 +85,12 @@ class FimApi(MistralApi):
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         absorb_choices(report, answer)
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - an agent's is not known
+        return shows_text(model)
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:
+        return cut_choices(report, refusal, "chat.completion.chunk")
 
 
 class AgentsApi(FimApi):

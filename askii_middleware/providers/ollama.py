@@ -31,8 +31,10 @@ from .fields import (
 )
 from .json_lines_reader import JsonLinesReader
 from .openai_common import details, retry_headers
+from .openai_stream import CALL_TOKENS
 
 LIMIT = "num_predict"
+_NO_TIME = "1970-01-01T00:00:00Z"
 _UNLOADING = ("load", "unload")
 """Why a call ended that only moved the model into or out of memory."""
 
@@ -45,6 +47,8 @@ class OllamaApi(Api):
     stream_types = (b"application/x-ndjson",)
     answer_members = frozenset(("model", "done", "done_reason", "prompt_eval_count", "eval_count", "error"))
     streams = True
+    nothing: Mapping[str, object] = {}
+    """The member of a line that holds its text, with none in it."""
     required: tuple[str, ...]
     """The members that make a call of a request, besides the model."""
 
@@ -89,6 +93,7 @@ class OllamaApi(Api):
         if answer.get("done") is True:
             report.finished = True
         _absorb_counts(report, answer)
+        report.frame_tokens += _frames(answer)
         if report.usage is None:  # else nothing needs counting, or it is counted already
             for piece in (answer.get("response"), answer.get("thinking"), *_message(answer)):
                 size = text_bytes(piece)
@@ -97,6 +102,13 @@ class OllamaApi(Api):
 
     def refusal(self, refusal: Refusal) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         return msgspec.json.encode(_error(refusal)), retry_headers(refusal)
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - thinking passes too
+        return self.streams
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:  # noqa: ARG002 - lines have no id
+        line = {"model": report.model or "", "created_at": _NO_TIME, **self.nothing}
+        return msgspec.json.encode({**line, "done": True, "done_reason": "length"}) + b"\n"
 
     def stream_error(self, refusal: Refusal) -> bytes:
         return msgspec.json.encode(_error(refusal)) + b"\n"
@@ -108,6 +120,7 @@ class OllamaChatApi(OllamaApi):
     name = "ollama.chat"
     family = "ollama.chat"
     suffixes = ("/api/chat",)
+    nothing: Mapping[str, object] = {"message": {"role": "assistant", "content": ""}}
     required = ("messages",)
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
@@ -120,6 +133,7 @@ class OllamaGenerateApi(OllamaApi):
     name = "ollama.generate"
     family = "ollama.generate"
     suffixes = ("/api/generate",)
+    nothing: Mapping[str, object] = {"response": ""}
     required = ("prompt", "images")
 
     def recognises(self, answer: Mapping[str, Any]) -> bool:
@@ -211,6 +225,11 @@ def _message(answer: Mapping[str, Any]) -> list[object]:
         if isinstance(arguments, dict):
             pieces.append(_as_written(arguments))
     return pieces
+
+
+def _frames(answer: Mapping[str, Any]) -> int:
+    calls = member(answer, "message").get("tool_calls")
+    return CALL_TOKENS * len(calls) if isinstance(calls, list) else 0
 
 
 def _as_written(arguments: dict[str, Any]) -> str:

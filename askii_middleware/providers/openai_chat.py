@@ -41,6 +41,7 @@ class ChatApi(ChoicesApi):
     family = "openai.chat"
     kind = "text"
     suffixes = ("/chat/completions",)
+    chunk_object = "chat.completion.chunk"
 
     def owns(self, fields: Mapping[str, msgspec.Raw]) -> bool:
         return "messages" in fields

@@ -11,17 +11,31 @@ from typing import Any
 import msgspec
 
 from ..usage import Report
-from .base import CallRequest, Rewrite, StreamReader
+from .base import CallRequest, Refusal, Rewrite, StreamReader
 from .dialects import REFUSING_MEMBERS, REFUSING_MODELS
 from .fields import encode_members, is_set, raw_value, read_bool, read_raw_object
 from .openai_common import OpenAiApi
-from .openai_stream import ChoicesReader, HidingReader, absorb_choices
+from .openai_stream import ChoicesReader, HidingReader, absorb_choices, cut_choices
+from .visible import claude_shows, shows_text
+
+_HIDING_MEMBERS = frozenset(
+    (
+        # Rejected predictions are billed unseen; speech, searches and plugins are more than text.
+        *("prediction", "audio", "modalities", "web_search_options", "plugins"),
+        # OpenRouter's and Groq's ways to leave the reasoning out, and what makes models reason that mostly do not.
+        *("reasoning", "include_reasoning", "reasoning_format", "reasoning_effort", "exclude_reasoning"),
+        # Answers that are made and thrown away.
+        "best_of",
+    )
+)
 
 
 class ChoicesApi(OpenAiApi):
     """Streams tell their usage in a chunk that has to be asked for, and that can be taken out again."""
 
     can_inject_usage = True
+    chunk_object: str
+    """What `object` says in the chunks of a stream."""
 
     def injects_usage(self, request: CallRequest, model: str) -> bool:
         return (
@@ -43,6 +57,14 @@ class ChoicesApi(OpenAiApi):
 
     def absorb(self, report: Report, answer: Mapping[str, Any]) -> None:
         absorb_choices(report, answer)
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:
+        if any(is_set(request.fields, name) for name in _HIDING_MEMBERS):
+            return False
+        return claude_shows(model, request.fields) if "claude" in model.lower() else shows_text(model)
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:
+        return cut_choices(report, refusal, self.chunk_object)
 
 
 def asks_for_usage(fields: Mapping[str, msgspec.Raw]) -> bool:

@@ -23,6 +23,7 @@ class CompletionsApi(ChoicesApi):
     family = "openai.completions"
     kind = "text"
     suffixes = ("/completions",)
+    chunk_object = "text_completion"
     default_output_limit = 16
 
     def owns(self, fields: Mapping[str, msgspec.Raw]) -> bool:

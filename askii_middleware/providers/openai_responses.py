@@ -18,7 +18,9 @@ from .bounds import responses_bound
 from .counts import member, part, text, text_bytes, total
 from .fields import DECODE_ERRORS, MAX_OUTPUT_LIMIT, as_end_user, is_set, read_bool, read_int, read_model, read_text
 from .openai_common import OpenAiApi, absorb_cost, absorb_head, openai_usage
+from .openai_stream import CALL_TOKENS
 from .sse import SseReader
+from .visible import client_tools_only, shows_text
 
 _REQUEST_MEMBERS = frozenset(("input", "prompt", "previous_response_id", "conversation"))
 _RUNNING = ("queued", "in_progress")
@@ -81,13 +83,44 @@ class ResponsesApi(OpenAiApi):
         if type(kind) is str and kind.startswith("response."):
             _absorb_response(report, member(answer, "response"), event=True)
             if kind.endswith(".delta") and kind != "response.audio.delta":
-                size = text_bytes(answer.get("delta"))
+                delta = answer.get("delta")
+                size = text_bytes(delta)
                 report.visible_bytes += size
                 report.visible_deltas += size > 0
+                if report.text is not None and type(delta) is str:
+                    report.text.append(delta)
+            elif kind == "response.output_item.added":
+                name = member(answer, "item").get("name")
+                if name:
+                    report.frame_tokens += CALL_TOKENS + text_bytes(name)
         elif kind == "error":
             report.failed = True
         else:
             _absorb_response(report, answer, event=False)
+
+    def shows_output(self, request: CallRequest, model: str) -> bool:
+        fields = request.fields
+        # A stored prompt may bring tools of its own; what runs in the background goes on behind a cut.
+        if request.background or any(is_set(fields, name) for name in ("prompt", "reasoning", "modalities")):
+            return False
+        return shows_text(model) and client_tools_only(fields, "function", "custom")
+
+    def cut(self, report: Report, refusal: Refusal) -> bytes:
+        response = {
+            "id": report.provider_request_id or refusal.call_id,
+            "object": "response",
+            "created_at": 0,
+            "status": "incomplete",
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"},
+            "model": report.model or "",
+            "output": [],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+        }
+        event = {"type": "response.incomplete", "sequence_number": report.visible_deltas, "response": response}
+        return b"event: response.incomplete\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
     def stream_error(self, refusal: Refusal) -> bytes:
         event = {"type": "error", "error": self._error(refusal)}
@@ -192,4 +225,6 @@ class ResponsesReader(SseReader):
             report = self.report
             report.visible_bytes += len(event.delta) if event.delta.isascii() else len(event.delta.encode())
             report.visible_deltas += 1
+            if report.text is not None:
+                report.text.append(event.delta)
         return True

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..usage import Report, TokenUsage
+from .base import Refusal
 from .counts import member, text_bytes
 from .dialects import ANSWER_DIALECTS
 from .fields import DECODE_ERRORS
@@ -26,8 +27,13 @@ _HEAD_EVENTS = 8
 _USAGE_NULLS = (b',"usage":null', b', "usage": null')
 
 
+CALL_TOKENS = 32
+"""What a call of a tool is billed at most beside its name and arguments."""
+
+
 class _Function(msgspec.Struct, gc=False):
     arguments: str | None = None
+    name: str | None = None
 
 
 class _ToolCall(msgspec.Struct, gc=False):
@@ -82,10 +88,13 @@ def absorb_choices(report: Report, answer: Mapping[str, Any]) -> None:
                 usage = _absorb_usage(report, choice["usage"])
         if usage is not None and "delta" not in choice:
             continue  # a whole answer that says what it used: nothing needs counting
-        for size in _choice_bytes(choice):
+        for piece in _choice_pieces(report, choice):
+            size = text_bytes(piece)
             if size:
                 report.visible_bytes += size
                 report.visible_deltas += 1
+                if report.text is not None and type(piece) is str:
+                    report.text.append(piece)
 
 
 def _absorb_usage(report: Report, reported: object) -> TokenUsage | None:
@@ -96,7 +105,8 @@ def _absorb_usage(report: Report, reported: object) -> TokenUsage | None:
     return usage
 
 
-def _choice_bytes(choice: Mapping[str, Any]) -> list[int]:
+def _choice_pieces(report: Report, choice: Mapping[str, Any]) -> list[object]:
+    """What a choice adds; what the calls in it are billed besides goes into the report."""
     # Perplexity repeats the whole message beside each delta.
     piece = member(choice, "delta", "message")
     calls = piece.get("tool_calls")
@@ -104,8 +114,12 @@ def _choice_bytes(choice: Mapping[str, Any]) -> list[int]:
         [member(call, "function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     )
     functions.append(member(piece, "function_call"))
+    for function in functions:
+        name = function.get("name")
+        if name:
+            report.frame_tokens += CALL_TOKENS + text_bytes(name)
     generated = [piece.get(name) for name in _PIECES] + [choice.get("text")]
-    return [text_bytes(value) for value in generated + [function.get("arguments") for function in functions]]
+    return generated + [function.get("arguments") for function in functions]
 
 
 class ChoicesReader(SseReader):
@@ -141,24 +155,26 @@ class ChoicesReader(SseReader):
         usage = event.usage
         if not (usage is None or usage is _UNSET) or event.error or event.x_groq:
             return None
+        report = self.report
+        text = report.text
         size = pieces = 0
         for choice in event.choices:
             if choice.finish_reason:
                 return None
+        for choice in event.choices:
             delta = choice.delta
             if delta is None:
                 generated: tuple[str | None, ...] = (choice.text,)
             else:
                 generated = (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal)
-                if delta.tool_calls:
-                    generated += tuple(call.function.arguments for call in delta.tool_calls if call.function)
-                if delta.function_call:
-                    generated += (delta.function_call.arguments,)
+                if delta.tool_calls or delta.function_call:
+                    generated += _called(report, delta)
             for piece in generated:
                 if piece:
                     size += len(piece) if piece.isascii() else len(piece.encode())
                     pieces += 1
-        report = self.report
+                    if text is not None:
+                        text.append(piece)
         report.visible_bytes += size
         report.visible_deltas += pieces
         return event
@@ -172,6 +188,30 @@ class ChoicesReader(SseReader):
             if self._heads_left:
                 self._heads_left = 0 if self.report.model is not None else self._heads_left - 1
         return event
+
+
+def _called(report: Report, delta: _Delta) -> tuple[str | None, ...]:
+    """The arguments of the calls in a delta; what they are billed besides goes into the report."""
+    functions = [call.function for call in delta.tool_calls or () if call.function]
+    if delta.function_call:
+        functions.append(delta.function_call)
+    for function in functions:
+        if function.name:
+            report.frame_tokens += CALL_TOKENS + len(function.name.encode())
+    return tuple(function.arguments for function in functions)
+
+
+def cut_choices(report: Report, refusal: Refusal, kind: str) -> bytes:
+    """A last chunk whose finish reason is `length`, for each choice, and the end. `kind` is its `object`."""
+    piece: dict[str, Any] = {"text": ""} if kind == "text_completion" else {"delta": {}}
+    chunk = {
+        "id": report.provider_request_id or refusal.call_id,
+        "object": kind,
+        "created": 0,
+        "model": report.model or "",
+        "choices": [{"index": index, **piece, "finish_reason": "length"} for index in range(report.choices)],
+    }
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\ndata: [DONE]\n\n"
 
 
 class HidingReader(ChoicesReader):
@@ -196,6 +236,10 @@ class HidingReader(ChoicesReader):
         out = b"".join([self._seen(block) for block in self._framer.finish()])
         super().finish()
         return out
+
+    @property
+    def unfinished(self) -> int:
+        return 0  # it is held back here
 
     def _seen(self, block: Block) -> bytes:
         """What the client gets of a block."""

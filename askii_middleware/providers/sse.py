@@ -46,6 +46,11 @@ class Framer:
         self._passing = False  # inside an event that is too long
         self._mid_line = False  # the first bytes of the current line were passed on
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of the unfinished event; 0 inside one that is too long, of which nothing is held back."""
+        return 0 if self.idle or self._passing else self._size + len(self._line)
+
     def push(self, chunk: bytes) -> list[Block]:
         """The blocks that these bytes complete."""
         if (
@@ -172,6 +177,10 @@ class SseReader(StreamReader):
             if data is not None:
                 self._event(data)
         return b""
+
+    @property
+    def unfinished(self) -> int:
+        return self._framer.unfinished
 
     def _ordinary(self, data: bytes) -> bool:  # noqa: ARG002 - here nothing is
         """Count an event that adds text and says nothing else. False, and nothing counted, for any other event."""

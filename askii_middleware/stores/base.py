@@ -8,13 +8,51 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import msgspec
-
-from ..admission import Admission, BudgetState, Match, ReserveRequest, Window
+from ..admission import Admission, BudgetState, ExtendRequest, Extension, Match, ReserveRequest, Window
 from ..budgets import Budget
 from ..errors import StoreError
+from .rows import (
+    CHANNEL_PREFIX,
+    MAX_KEY_CHARS,
+    MAX_PAYLOAD_BYTES,
+    AggregateRow,
+    Alert,
+    DeadLetter,
+    Entry,
+    KeyRow,
+    Lease,
+    Operation,
+    Outcome,
+    Settled,
+    Settlement,
+    SpendRow,
+    Totals,
+    complete_record,
+)
+
+__all__ = [
+    "CHANNEL_PREFIX",
+    "MAX_KEY_CHARS",
+    "MAX_PAYLOAD_BYTES",
+    "AggregateRow",
+    "Alert",
+    "DeadLetter",
+    "DeadWorkerError",
+    "Entry",
+    "KeyRow",
+    "Lease",
+    "Operation",
+    "Outcome",
+    "Settled",
+    "Settlement",
+    "SpendRow",
+    "StaleFormsError",
+    "Store",
+    "Totals",
+    "UnwritableError",
+    "complete_record",
+]
 
 
 class StaleFormsError(StoreError):
@@ -29,170 +67,6 @@ class DeadWorkerError(StoreError):
 
 class UnwritableError(StoreError):
     """The engine works, but can never write this: repeating it is useless. Nothing was changed."""
-
-
-class AggregateRow(NamedTuple):
-    """What one settlement adds to one scope's hourly aggregate."""
-
-    scope: str
-    model: str
-    provider: str
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    cost_nano_usd: int
-
-
-class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a store writes when a call ends, in one transaction. Self-contained, so it can wait in a journal.
-
-    Attributes:
-        call_id: the hold it replaces; a second settlement of one id changes nothing.
-        admitted_at_s: the moment the call belongs to.
-        cost_nano_usd: the charge to every counter of the hold, in full, even above the limit. A credit is negative.
-        matches, windows: where to charge if there is no hold (a call admitted unheld, or `record_usage`). A window
-            that is missing here is computed, so that a charge always finds its counters.
-        rate: as in ReserveRequest.
-        subscription: whose coin carry the fraction goes to.
-        coins, pico_coins: the exact charge in coins, split into whole coins and 10⁻¹² coin.
-        tenant: orders and partitions delivery.
-        aggregates: rows to add up under the hour of `admitted_at_s`.
-        record: the usage record as a JSON object without its last two members, `late` and `askii_coins`, which only
-            the store knows.
-    """
-
-    call_id: str
-    admitted_at_s: float
-    cost_nano_usd: int
-    matches: tuple[Match, ...]
-    windows: dict[str, tuple[Window, Window]]
-    rate: tuple[int, int]
-    subscription: str
-    coins: int
-    pico_coins: int
-    tenant: str
-    aggregates: tuple[AggregateRow, ...]
-    record: bytes
-
-
-class Settled(NamedTuple):
-    """The answer to a settlement."""
-
-    coins: int
-    """Whole coins to bill for this call: its own and what overflowed from the carry."""
-    late: bool
-    """The call had a hold that no longer counted (expired, lost or released), so the charge may stand above the
-    limit. False for a call that never had one.
-    """
-    duplicate: bool
-    """The call was settled before; `coins` and `late` are those of the first time."""
-
-
-class Entry(NamedTuple):
-    """One record on its way to one sink."""
-
-    seq: int
-    call_id: str
-    tenant: str
-    record: bytes
-    """The complete usage record as JSON."""
-    attempts: int
-
-
-class Outcome(NamedTuple):
-    """What became of one entry: delivered, dead (with the reason), or due again."""
-
-    seq: int
-    result: str
-    """`delivered`, `dead` or `again`."""
-    reason: str = ""
-    after_s: float = 0.0
-
-
-class DeadLetter(NamedTuple):
-    """An entry a sink will never take as it is."""
-
-    seq: int
-    call_id: str
-    tenant: str
-    reason: str
-    attempts: int
-    first_attempt_s: float
-    last_attempt_s: float
-    record: bytes
-
-
-class Lease(NamedTuple):
-    """The right to deliver to one sink, fenced by `token`: a later lease makes every earlier token void."""
-
-    token: int
-    retry_at_s: float
-    """Do not send before this moment (a back-off that survives restarts); 0 when free to send."""
-    failures: int
-    """How many sends in a row have failed."""
-
-
-class SpendRow(NamedTuple):
-    """Aggregated spend of one scope on one model and provider."""
-
-    model: str
-    provider: str
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    cost_nano_usd: int
-
-
-class Totals(NamedTuple):
-    """What the whole ledger holds, for reconciliation."""
-
-    calls: int
-    """Settled calls, from the aggregates of `tenant=` scopes."""
-    cost_nano_usd: int
-    """Sum of their charges, from the same aggregates."""
-    records: int
-    records_nano_usd: int
-    """Sum of `cost_nano_usd` over the stored records, read from the records themselves."""
-    held_nano_usd: int
-    """Sum of the live holds' amounts, each counted once for a call."""
-    lost: int
-    """Holds of dead workers, never settled. The rows are kept for 8 days."""
-
-
-class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key of ours, without its secret."""
-
-    id: str
-    sha256: str
-    """Hex digest of the secret."""
-    tenant: str
-    user: str | None = None
-    team: str | None = None
-    tags: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    """Allowed models by canonical name; empty: all."""
-    expires_at_s: float | None = None
-    revoked: bool = False
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that goes on elsewhere, such as a background response or a batch, with what charging it later needs.
-
-    Attributes:
-        key: by which a later answer names it, at most `MAX_KEY_CHARS`.
-        until_s: when it is overdue, by the store's clock.
-        payload: opaque to the store, at most `MAX_PAYLOAD_BYTES`.
-    """
-
-    key: str
-    call_id: str
-    tenant: str
-    until_s: float
-    payload: bytes
-
-
-MAX_KEY_CHARS = 512
-MAX_PAYLOAD_BYTES = 1 << 16
 
 
 class Store(ABC):
@@ -227,7 +101,19 @@ class Store(ABC):
         its hold is gone by now; a denial leaves no trace and is decided anew. The hold named by `replaces` is looked
         through while deciding and released if the new one is admitted; on denial it stays as it was.
 
+        Where the request is in shadow, its first candidate's whole hold stands whatever the budgets say, and counters
+        may pass their limits.
+
         Raises StaleFormsError, DeadWorkerError, and UnwritableError for amounts a counter cannot hold.
+        """
+
+    @abstractmethod
+    async def extend(self, request: ExtendRequest) -> Extension:
+        """Raise a call's hold on all its counters, or on none, as far as the present limits of the budgets it stands
+        on have room. A sequence number no higher than one that was answered changes nothing and tells what is held.
+
+        A hold that does not count any more, for whatever reason, is not revived: refused as `held`, with 0 held and no
+        deciding line. Raises UnwritableError for amounts a counter cannot hold.
         """
 
     @abstractmethod
@@ -337,9 +223,9 @@ class Store(ABC):
 
     @abstractmethod
     async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
-        """Take or renew the right to deliver to a sink; None while another owner's lease runs. A renewal by the same
-        owner keeps its token. `ttl_s` 0 gives the lease back. Like the other outbox methods, raises StoreError for a
-        sink that was not registered.
+        """Take or renew the right to deliver to a sink or an alert channel; None while another owner's lease runs. A
+        renewal by the same owner keeps its token. `ttl_s` 0 gives the lease back. Like the other outbox methods, raises
+        StoreError for a name that was not registered.
         """
 
     @abstractmethod
@@ -369,7 +255,26 @@ class Store(ABC):
     async def retry_dead(self, sink: str) -> int:
         """Make a sink's dead letters due again; how many."""
 
+    # Alerts ---------------------------------------------------------------------------------------------------------
 
-def complete_record(record: bytes, *, late: bool, coins: int) -> bytes:
-    """The record with the two members only the store knows, in the place a usage record has them: at its end."""
-    return record[:-1] + b',"late":%s,"askii_coins":%d}' % (b"true" if late else b"false", coins)
+    @abstractmethod
+    async def register_channels(self, names: Sequence[str]) -> None:
+        """Give each new channel its place behind the last alert; known channels keep theirs. Names begin with
+        `CHANNEL_PREFIX`, else ValueError. The right to deliver to a channel is taken with `lease`, under its name.
+        """
+
+    @abstractmethod
+    async def fetch_alerts(self, channel: str, limit: int) -> list[Alert]:
+        """The next alerts for a channel, in order. Raises StoreError for a channel that was not registered."""
+
+    @abstractmethod
+    async def acknowledge_alerts(self, channel: str, token: int, through_seq: int) -> bool:
+        """All alerts up to `through_seq` are done with. False, and nothing written, if `token` is no longer the
+        newest. Raises StoreError like `fetch_alerts`.
+        """
+
+    @abstractmethod
+    async def recent_alerts(self, limit: int) -> list[Alert]:
+        """The newest alerts, the newest first. They are kept for 8 days after their window's end, and until every
+        channel that was leased within 30 days has acknowledged them.
+        """

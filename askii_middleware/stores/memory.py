@@ -13,10 +13,21 @@ from itertools import islice
 
 import msgspec
 
-from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window
-from ..budgets import Budget, Scope
+from ..admission import (
+    Admission,
+    BudgetState,
+    BudgetTerms,
+    ExtendRequest,
+    Extension,
+    Match,
+    ReserveRequest,
+    Window,
+)
+from ..budgets import Budget
 from ..errors import StoreError
 from .base import (
+    CHANNEL_PREFIX,
+    Alert,
     DeadLetter,
     Entry,
     KeyRow,
@@ -30,29 +41,30 @@ from .base import (
     Totals,
     complete_record,
 )
+from .lines import Crowding, Line, Resolver, crossings, lines_of, standing_on, state_of
+from .memory_aggregates import AggregateBook
+from .memory_alerts import AlertBook
 from .memory_holds import Hold, HoldBook
 from .memory_operations import OperationBook
 from .memory_outbox import MemoryOutbox
 from .rules import (
     MARKER_S,
+    NO_HOLD,
     admit,
     carry,
     check_amount,
+    check_channels,
     check_forms,
     check_operation,
+    check_sinks,
     check_worker,
+    enlarge,
     form_of,
-    hour_of,
-    hours,
-    is_tenant,
-    lines_of,
-    state_of,
+    may_alert,
+    repeated,
 )
 
 MARKERS_PRUNED = 10_000
-
-Totalled = dict[tuple[str, str], list[int]]
-"""By (model, provider): requests, input tokens, output tokens, nano-USD."""
 
 
 class _Done(msgspec.Struct, frozen=True, gc=False):
@@ -78,14 +90,18 @@ class MemoryStore(Store):
         self._operations = OperationBook()
         self._done: dict[str, _Done] = {}
         self._carries: dict[str, int] = {}
-        self._aggregates: dict[int, dict[str, Totalled]] = {}
+        self._aggregates = AggregateBook()
         self._budgets: dict[str, Budget] = {}
         self._terms: dict[str, BudgetTerms] = {}
+        self._resolver = Resolver()
         self._forms: Counter[tuple[str, str, str]] = Counter()
         self._forms_version = 0
+        self._alerting = 0
+        """How many stored budgets report crossings."""
         self._keys: dict[str, KeyRow] = {}
         self._key_ids: dict[str, str] = {}
         self._outbox = MemoryOutbox()
+        self._alerts = AlertBook()
 
     async def open(self) -> None:
         pass
@@ -117,7 +133,8 @@ class MemoryStore(Store):
         old = book.holds.get(request.replaces) if request.replaces is not None else None
         if old is not None and book.is_live(old, now_s):
             away.append(old)
-        admission, lines = admit(request, self._terms, book.reader(now_s, away), now_s)
+        resolve = self._resolver.at(self._terms, request.windows, now_s, request.rate)
+        admission, lines = admit(request, resolve, book.reader(now_s, away), book.crowding, now_s)
 
         for call_id, _ in lapsed:
             book.fade(call_id, "expired", now_s)
@@ -126,59 +143,87 @@ class MemoryStore(Store):
                 self._release(request.replaces, now_s)
             hold = Hold(
                 request.worker,
-                request.candidates[admission.candidate].hold_nano_usd,
+                admission.hold_nano_usd,
                 now_s + request.deadline_s,
                 tuple([(line.counter, line.end_s) for line in lines]),
                 admission,
                 request.about,
             )
             book.place(request.call_id, hold)
+            for line in lines:
+                if line.seats:
+                    book.seat(line)
         return admission
+
+    async def extend(self, request: ExtendRequest) -> Extension:
+        now_s = self._clock()
+        book = self._book
+        hold = book.holds.get(request.call_id)
+        if hold is None or not book.is_live(hold, now_s):
+            return NO_HOLD
+        if request.sequence <= hold.sequence:
+            return repeated(request, hold.nano_usd)
+        read = book.reader(now_s, [lapsed for _, lapsed in book.lapsed(now_s)])
+        counters = [key for key, _ in hold.counters]
+        extension = enlarge(request, hold.nano_usd, counters, hold.answer.admitted_at_s, self._terms, read)
+        hold.sequence = request.sequence
+        book.extend(hold, extension.hold_nano_usd)
+        return extension
 
     async def settle(self, settlement: Settlement) -> Settled:
         return self.settle_at_once(settlement)
 
     def settle_at_once(self, settlement: Settlement) -> Settled:
         now_s = self._clock()
+        book = self._book
         call_id, cost = settlement.call_id, settlement.cost_nano_usd
-        hold = self._book.holds.get(call_id)
+        hold = book.holds.get(call_id)
+        lines: tuple[Line, ...] = ()
         if hold is None:
             done = self._done.get(call_id)
             if done is not None:
                 return Settled(done.coins, done.late, duplicate=True)
-            lines = lines_of(
-                settlement.matches,
-                self._terms,
-                settlement.windows,
-                settlement.admitted_at_s,
-                settlement.rate,
-                compute=True,
-            )
+            lines = self._lines(settlement, book.crowding)
             counters = tuple([(line.counter, line.end_s) for line in lines])
             late, candidate, admitted_at_s = False, 0, settlement.admitted_at_s
         else:
             counters = hold.counters
-            late = not self._book.is_live(hold, now_s)
+            if may_alert(settlement, stored=self._alerting > 0):
+                keys = {key for key, _ in counters}
+                lines = tuple([line for line in self._lines(settlement, standing_on(keys)) if line.counter in keys])
+            late = not book.is_live(hold, now_s)
             candidate, admitted_at_s = hold.answer.candidate or 0, hold.answer.admitted_at_s
         check_amount(cost, "a charge")
         for key, _ in counters:
-            known = self._book.counters.get(key)
-            if known is not None:
-                check_amount(known.spent + cost, key)
+            check_amount(book.spent.get(key, 0) + cost, key)
         coins, rest = carry(self._carries.get(settlement.subscription, 0), settlement)
         record = complete_record(settlement.record, late=late, coins=coins)
 
+        self._aggregates.add(settlement.admitted_at_s, settlement.aggregates)  # the first change, and the last to raise
+        self._alerts.add(crossings(lines, book.spent_on, cost, now_s))
         self._carries[settlement.subscription] = rest
-        for key, end_s in counters:
-            self._book.counter(key, end_s).spent += cost
+        book.charge(counters, cost)
         if hold is not None:
-            self._book.lift(hold)
-            del self._book.holds[call_id]
+            book.lift(hold)
+            del book.holds[call_id]
+        else:
+            for line in lines:
+                book.seat(line)
         self._operations.forget(call_id)
-        self._aggregate(settlement)
         self._outbox.append(call_id, settlement.tenant, record)
         self._done[call_id] = _Done(now_s, coins, late, candidate, admitted_at_s)
         return Settled(coins, late, duplicate=False)
+
+    def _lines(self, settlement: Settlement, crowding: Crowding) -> tuple[Line, ...]:
+        return lines_of(
+            settlement.matches,
+            self._terms,
+            settlement.windows,
+            settlement.admitted_at_s,
+            settlement.rate,
+            crowding,
+            compute=True,
+        )
 
     async def release(self, call_id: str) -> None:
         self._release(call_id, self._clock())
@@ -210,6 +255,7 @@ class MemoryStore(Store):
         alive = self._book.heartbeat(worker, ttl_s, now_s)
         self._book.prune(now_s)
         self._operations.prune(now_s)
+        self._alerts.prune(now_s)
         for call_id, done in list(islice(self._done.items(), MARKERS_PRUNED)):
             if done.at_s + MARKER_S > now_s:
                 break
@@ -223,7 +269,9 @@ class MemoryStore(Store):
         before = set(self._forms)
         self._forget(budget.key)
         self._budgets[budget.key], self._terms[budget.key] = budget, terms
+        self._resolver.forget()
         self._forms[form_of(budget)] += 1
+        self._alerting += bool(terms.alert_at_ppm)
         self._forms_version += set(self._forms) != before
 
     async def remove_budget(self, key: str) -> bool:
@@ -236,7 +284,8 @@ class MemoryStore(Store):
         budget = self._budgets.pop(key, None)
         if budget is None:
             return False
-        del self._terms[key]
+        self._resolver.forget()
+        self._alerting -= bool(self._terms.pop(key).alert_at_ppm)
         form = form_of(budget)
         self._forms[form] -= 1
         if not self._forms[form]:
@@ -251,7 +300,7 @@ class MemoryStore(Store):
     ) -> list[BudgetState]:
         now_s = self._clock()
         read = self._book.reader(now_s, [hold for _, hold in self._book.lapsed(now_s)])
-        lines = lines_of(matches, self._terms, windows, now_s, rate, compute=True)
+        lines = lines_of(matches, self._terms, windows, now_s, rate, self._book.crowding, compute=True)
         return [state_of(line, read(line.counter)) for line in lines]
 
     async def put_key(self, row: KeyRow) -> None:
@@ -270,38 +319,17 @@ class MemoryStore(Store):
         key_id = self._key_ids.get(sha256)
         return None if key_id is None else self._keys[key_id]
 
-    def _aggregate(self, settlement: Settlement) -> None:
-        scopes = self._aggregates.setdefault(hour_of(settlement.admitted_at_s), {})
-        for scope, model, provider, *added in settlement.aggregates:
-            totalled = scopes.setdefault(scope, {}).setdefault((model, provider), [0, 0, 0, 0])
-            for place, count in enumerate(added):
-                totalled[place] += count
-
-    def _between(self, start_s: float, end_s: float) -> list[dict[str, Totalled]]:
-        first, last = hours(start_s, end_s)
-        return [scopes for hour, scopes in self._aggregates.items() if first <= hour < last]
-
     async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
-        sums: Totalled = {}
-        for scopes in self._between(start_s, end_s):
-            for kind, row in scopes.get(scope, {}).items():
-                sums[kind] = [a + b for a, b in zip(sums.get(kind, [0, 0, 0, 0]), row, strict=True)]
-        return [SpendRow(*kind, *sums[kind]) for kind in sorted(sums)]
+        return self._aggregates.spend(scope, start_s, end_s)
 
     async def totals(self) -> Totals:
         now_s = self._clock()
-        rows = [
-            row
-            for scopes in self._aggregates.values()
-            for scope, totalled in scopes.items()
-            if is_tenant(scope)
-            for row in totalled.values()
-        ]
+        calls, cost_nano_usd = self._aggregates.totals()
         holds = self._book.holds.values()
         records, records_nano_usd = self._outbox.totals()
         return Totals(
-            calls=sum(row[0] for row in rows),
-            cost_nano_usd=sum(row[3] for row in rows),
+            calls=calls,
+            cost_nano_usd=cost_nano_usd,
             records=records,
             records_nano_usd=records_nano_usd,
             held_nano_usd=sum(hold.nano_usd for hold in holds if self._book.is_live(hold, now_s)),
@@ -313,20 +341,17 @@ class MemoryStore(Store):
 
     async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
         del period
-        sums: dict[str, int] = {}
-        for scopes in self._between(window.start_s, window.end_s):
-            for scope, totalled in scopes.items():
-                if is_tenant(scope):
-                    sums[scope] = sums.get(scope, 0) + sum(row[3] for row in totalled.values())
-        highest = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[: max(limit, 0)]
-        return [(Scope.parse(scope).tenant or "", cost) for scope, cost in highest]
+        return self._aggregates.tenant_spend(*window, limit)
 
     # Outbox ---------------------------------------------------------------------------------------------------------
 
     async def register_sinks(self, names: Sequence[str]) -> None:
+        check_sinks(names)
         self._outbox.register(names)
 
     async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
+        if sink.startswith(CHANNEL_PREFIX):
+            return self._alerts.lease(sink, owner, ttl_s, self._clock())
         return self._outbox.lease(sink, owner, ttl_s, self._clock())
 
     async def fetch(self, sink: str, limit: int) -> list[Entry]:
@@ -347,3 +372,18 @@ class MemoryStore(Store):
 
     async def retry_dead(self, sink: str) -> int:
         return self._outbox.retry_dead(sink, self._clock())
+
+    # Alerts ---------------------------------------------------------------------------------------------------------
+
+    async def register_channels(self, names: Sequence[str]) -> None:
+        check_channels(names)
+        self._alerts.register(names, self._clock())
+
+    async def fetch_alerts(self, channel: str, limit: int) -> list[Alert]:
+        return self._alerts.fetch(channel, limit)
+
+    async def acknowledge_alerts(self, channel: str, token: int, through_seq: int) -> bool:
+        return self._alerts.acknowledge(channel, token, through_seq)
+
+    async def recent_alerts(self, limit: int) -> list[Alert]:
+        return self._alerts.recent(limit)

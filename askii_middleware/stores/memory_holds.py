@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 
+import msgspec
+
 from ..admission import Admission
-from .rules import COUNTER_S, ELSEWHERE, MARKER_S, OVERDUE_S, Amounts
+from .lines import Amounts, Line
+from .rules import COUNTER_S, ELSEWHERE, MARKER_S, OVERDUE_S
 
 PRUNED_AT_ONCE = 10_000
 
 
-@dataclass(slots=True, eq=False)
-class Counter:
-    end_s: int
-    spent: int = 0
-    held: dict[str, int] = field(default_factory=dict)
-    """By worker: the sum its open calls hold, so that reading walks workers and not calls."""
+class Hold(msgspec.Struct, eq=False, gc=False):
+    """It refers to nothing that refers to it, so the garbage collector is not to walk it."""
 
-
-@dataclass(slots=True, eq=False)
-class Hold:
     worker: str
     nano_usd: int
     until_s: float
@@ -32,6 +27,8 @@ class Hold:
     """Key and window end of each counter it stands on."""
     answer: Admission
     about: bytes
+    sequence: int = 0
+    """Of the last extension that was answered."""
     state: str = "held"
     """`held`, and when it no longer counts `released`, `expired` (deadline) or `lost` (worker)."""
 
@@ -42,12 +39,20 @@ class HoldBook:
     """
 
     def __init__(self) -> None:
-        self.counters: dict[str, Counter] = {}
+        self.spent: dict[str, int] = {}
+        """By counter, for every counter there is."""
+        self.held: dict[str, dict[str, int]] = {}
+        """By counter, then by worker: the sum its open calls hold, so that reading walks workers and not calls. Only
+        what is held now.
+        """
         self.holds: dict[str, Hold] = {}
         self.workers: dict[str, float] = {ELSEWHERE: inf}
         """Until when each worker's heartbeat lasts."""
         self._buried: dict[str, float] = {}
-        self._ends: list[tuple[int, str]] = []
+        self._ending: dict[int, list[str]] = {}
+        """Counters by the end of their window."""
+        self._seats: dict[str, set[str]] = {}
+        """By shared counter: the values' own ones that stand beside it."""
         self._deadlines: list[tuple[float, str]] = []
         self._fading: dict[str, deque[str]] = {"released": deque(), "expired": deque(), "lost": deque()}
         """Call ids whose hold no longer counts, in the order in which they will be forgotten."""
@@ -55,32 +60,57 @@ class HoldBook:
     def is_live(self, hold: Hold, now_s: float) -> bool:
         return hold.state == "held" and hold.until_s > now_s and self.workers[hold.worker] > now_s
 
-    def counter(self, key: str, end_s: int) -> Counter:
-        counter = self.counters.get(key)
-        if counter is None:
-            counter = self.counters[key] = Counter(end_s)
-            heappush(self._ends, (end_s, key))
-        return counter
+    def _begin(self, key: str, end_s: int) -> None:
+        """From now on there is this counter."""
+        self.spent[key] = 0
+        self._ending.setdefault(end_s, []).append(key)
+
+    def charge(self, counters: Iterable[tuple[str, int]], nano_usd: int) -> None:
+        spent = self.spent
+        for key, end_s in counters:
+            if key not in spent:
+                self._begin(key, end_s)
+            spent[key] += nano_usd
+
+    def spent_on(self, key: str) -> int:
+        return self.spent.get(key, 0)
+
+    def crowding(self, shared: str, own: str) -> int | None:
+        """See `lines.Crowding`. What is spent on a counter keeps it, too: it may be older than the budget."""
+        seats = self._seats.get(shared, ())
+        return None if own in seats or self.spent.get(own) else len(seats)
+
+    def seat(self, line: Line) -> None:
+        """Write that a value has this counter of its own."""
+        for shared in line.seats:
+            if shared not in self.spent:
+                self._begin(shared, line.end_s)  # whose end is theirs
+            self._seats.setdefault(shared, set()).add(line.counter)
 
     def reader(self, now_s: float, away: Sequence[Hold]) -> Callable[[str], Amounts]:
         """Reads counters as if the holds in `away` were not there."""
-        counters, workers = self.counters, self.workers
+        spent, holding, workers = self.spent, self.held, self.workers
 
         def read(key: str) -> Amounts:
-            counter = counters.get(key)
-            if counter is None:
-                return 0, 0
             held = 0
-            for worker, nano_usd in counter.held.items():
-                if workers[worker] > now_s:
-                    held += nano_usd
-            for hold in away:
-                for name, _ in hold.counters:
-                    if name == key:
-                        held -= hold.nano_usd
-            return counter.spent, held
+            if key in holding:
+                for worker, nano_usd in holding[key].items():
+                    if workers[worker] > now_s:
+                        held += nano_usd
+            return spent.get(key, 0), held
 
-        return read
+        if not away:
+            return read
+        gone: dict[str, int] = {}
+        for hold in away:
+            for key, _ in hold.counters:
+                gone[key] = gone.get(key, 0) + hold.nano_usd
+
+        def read_without(key: str) -> Amounts:
+            spent, held = read(key)
+            return spent, held - gone.get(key, 0)
+
+        return read_without
 
     def lapsed(self, now_s: float) -> list[tuple[str, Hold]]:
         """The holds that a living worker let run past their deadline. Changes nothing that counts."""
@@ -105,20 +135,36 @@ class HoldBook:
 
     def _stand(self, hold: Hold) -> None:
         if hold.nano_usd:
-            for key, end_s in hold.counters:
-                held = self.counter(key, end_s).held
-                held[hold.worker] = held.get(hold.worker, 0) + hold.nano_usd
+            self._add(hold, hold.nano_usd)
+
+    def _add(self, hold: Hold, nano_usd: int) -> None:
+        worker, holding = hold.worker, self.held
+        for key, end_s in hold.counters:
+            held = holding.get(key)
+            if held is not None:
+                held[worker] = held.get(worker, 0) + nano_usd
+                continue
+            if key not in self.spent:
+                self._begin(key, end_s)
+            holding[key] = {worker: nano_usd}
+
+    def extend(self, hold: Hold, nano_usd: int) -> None:
+        """Raise a live hold to this amount."""
+        self._add(hold, nano_usd - hold.nano_usd)
+        hold.nano_usd = nano_usd
 
     def lift(self, hold: Hold) -> None:
         """Take a hold off its counters, if it still stands there."""
         if hold.state == "held" and hold.nano_usd:
             for key, _ in hold.counters:
-                held = self.counters[key].held
+                held = self.held[key]
                 left = held[hold.worker] - hold.nano_usd
                 if left:
                     held[hold.worker] = left
-                else:
+                elif len(held) > 1:
                     del held[hold.worker]
+                else:
+                    del self.held[key]
 
     def defer(self, call_id: str, until_s: float, now_s: float) -> None:
         """Take an operation's hold out of its worker's hands. One that no longer counts stays so."""
@@ -170,12 +216,22 @@ class HoldBook:
                 queue.popleft()
         for name in [name for name, died_s in self._buried.items() if died_s + COUNTER_S <= now_s]:
             del self._buried[name]
-        for _ in range(min(len(self._ends), PRUNED_AT_ONCE)):
-            end_s, key = self._ends[0]
-            if end_s + COUNTER_S > now_s or self.counters[key].held:
-                break
-            heappop(self._ends)
-            del self.counters[key]
+        self._prune_counters(now_s)
         if len(self._deadlines) > 2 * len(self.holds) + PRUNED_AT_ONCE:
             self._deadlines = [(h.until_s, call_id) for call_id, h in self.holds.items() if h.state == "held"]
             heapify(self._deadlines)
+
+    def _prune_counters(self, now_s: float) -> None:
+        left = PRUNED_AT_ONCE
+        for end_s in sorted(end_s for end_s in self._ending if end_s + COUNTER_S <= now_s):
+            keys = self._ending[end_s]
+            if any(key in self.held for key in keys[-left:]):
+                break  # some call still holds there
+            while keys and left:
+                key = keys.pop()
+                del self.spent[key]
+                self._seats.pop(key, None)
+                left -= 1
+            if keys:
+                break
+            del self._ending[end_s]

@@ -16,7 +16,7 @@ SELECT
 SELECT candidate, admitted_at_s, record FROM records WHERE call_id = ?
 
 -- name: terms
-SELECT limit_nano_usd, limit_coins, zone, enabled FROM budgets WHERE key = ?
+SELECT limit_nano_usd, limit_coins, zone, enabled, soft, alert_at_ppm, max_values FROM budgets WHERE key = ?
 
 -- name: amounts
 -- Spent, and held by workers that live.
@@ -35,10 +35,28 @@ WHERE counter = ?1 AND (worker = '' OR EXISTS (
 SELECT call_id, worker, nano_usd, counters FROM holds JOIN workers USING (worker)
 WHERE state = 'held' AND until_s <= ?1 AND alive_until_s > ?1
 
+-- name: crowding
+-- Whether a value's counter (?2) is its own beside a shared one (?1), and how many values have one. What is spent on it
+-- keeps it, too: it may be older than the budget.
+SELECT
+    EXISTS (SELECT 1 FROM seats WHERE shared = ?1 AND counter = ?2)
+        OR EXISTS (SELECT 1 FROM counters WHERE counter = ?2 AND worker = '' AND nano_usd <> 0),
+    coalesce((SELECT max(number) FROM seats WHERE shared = ?1), 0)
+
+-- name: seat
+INSERT OR IGNORE INTO seats (shared, counter, number, end_s)
+VALUES (?1, ?2, 1 + coalesce((SELECT max(number) FROM seats WHERE shared = ?1), 0), ?3)
+
 -- name: hold
-SELECT state, until_s, worker, nano_usd, counters, candidate, admitted_at_s, (
+SELECT state, until_s, worker, nano_usd, counters, candidate, admitted_at_s, sequence, (
     SELECT alive_until_s FROM workers WHERE workers.worker = holds.worker
 ) FROM holds WHERE call_id = ?
+
+-- name: some_lapsed
+SELECT EXISTS (SELECT 1 FROM holds WHERE state = 'held' AND until_s <= ?)
+
+-- name: extend
+UPDATE holds SET nano_usd = ?2, sequence = ?3 WHERE call_id = ?1
 
 -- name: place
 INSERT INTO holds (call_id, state, until_s, worker, nano_usd, counters, candidate, admitted_at_s, answer, about)
@@ -80,6 +98,12 @@ SELECT key, call_id, tenant, until_s, payload FROM operations WHERE until_s <= ?
 DELETE FROM operations WHERE call_id = ?
 
 -- Settlement ----------------------------------------------------------------------------------------------------------
+
+-- name: some_alert
+SELECT EXISTS (SELECT 1 FROM budgets WHERE alert_at_ppm IS NOT NULL)
+
+-- name: spent
+SELECT nano_usd FROM counters WHERE counter = ? AND worker = ''
 
 -- name: carried
 SELECT pico_coins FROM carries WHERE subscription = ?
@@ -133,6 +157,17 @@ DELETE FROM operations WHERE call_id IN (SELECT call_id FROM operations WHERE un
 -- name: prune_counters
 DELETE FROM counters WHERE (counter, worker) IN (SELECT counter, worker FROM counters WHERE end_s <= ? LIMIT 500)
 
+-- name: prune_seats
+DELETE FROM seats WHERE (shared, counter) IN (SELECT shared, counter FROM seats WHERE end_s <= ? LIMIT 500)
+
+-- name: prune_alerts
+-- Those that every channel in use is done with.
+DELETE FROM alerts WHERE seq IN (
+    SELECT seq FROM alerts WHERE end_s <= ?1 AND NOT EXISTS (
+        SELECT 1 FROM channels WHERE position < alerts.seq AND lease_until_s > ?2
+    ) LIMIT 500
+)
+
 -- name: prune_workers
 DELETE FROM workers WHERE worker IN (SELECT worker FROM workers WHERE buried_s <= ? LIMIT 500)
 
@@ -157,8 +192,9 @@ SELECT shape, period, zone FROM budgets WHERE key = ?
 UPDATE meta SET value = value + 1 WHERE name = 'forms_version'
 
 -- name: set_budget
-INSERT OR REPLACE INTO budgets (key, shape, period, zone, limit_nano_usd, limit_coins, enabled, budget)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT OR REPLACE INTO budgets (
+    key, shape, period, zone, limit_nano_usd, limit_coins, enabled, soft, max_values, alert_at_ppm, budget
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: remove_budget
 DELETE FROM budgets WHERE key = ?
@@ -271,3 +307,30 @@ FROM aside JOIN records USING (seq) WHERE sink = ? AND state = 'dead' ORDER BY s
 
 -- name: retry_dead
 UPDATE aside SET state = 'again', due_s = ?2 WHERE sink = ?1 AND state = 'dead'
+
+-- Alerts --------------------------------------------------------------------------------------------------------------
+
+-- name: write_alert
+INSERT OR IGNORE INTO alerts (id, end_s, alert) VALUES (?, ?, ?)
+
+-- name: register_channel
+INSERT OR IGNORE INTO channels (channel, position, lease_until_s)
+VALUES (?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'alerts'), 0), ?)
+
+-- name: channel
+SELECT position, token, owner, lease_until_s FROM channels WHERE channel = ?
+
+-- name: lease_channel
+UPDATE channels SET owner = ?2, token = ?3, lease_until_s = ?4 WHERE channel = ?1
+
+-- name: alerts_after
+SELECT seq, alert FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?
+
+-- name: advance_channel
+-- Never back, and never beyond what there is.
+UPDATE channels SET position = max(
+    position, min(?2, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'alerts'), 0))
+) WHERE channel = ?1
+
+-- name: recent_alerts
+SELECT seq, alert FROM alerts ORDER BY seq DESC LIMIT ?

@@ -1,16 +1,27 @@
-"""What every store decides in the same way, pure: which budget lines bind a call, whether it fits, and how long things
-are kept. A store adds only where the numbers live and what makes the operation atomic.
+"""What every store decides in the same way, pure: whether a call fits its lines, what may be written, and how long
+things are kept. A store adds only where the numbers live and what makes the operation atomic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
-from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window, applicable, decide, limit_of
-from ..budgets import Budget, Scope, window
+from ..admission import (
+    Admission,
+    BudgetState,
+    BudgetTerms,
+    Candidate,
+    ExtendRequest,
+    Extension,
+    ReserveRequest,
+    decide,
+    decide_extension,
+)
+from ..budgets import Budget, Scope
 from ..currency import MAX_NANO_USD, PICO
 from .base import (
+    CHANNEL_PREFIX,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
     DeadWorkerError,
@@ -20,6 +31,7 @@ from .base import (
     StaleFormsError,
     UnwritableError,
 )
+from .lines import Amounts, Crowding, Line, Resolve, gather, lines_of, standing_on, state_of
 
 MARKER_S = 86_400.0
 """How long a released call is remembered."""
@@ -29,103 +41,107 @@ OVERDUE_S = 3600.0
 """How long the hold of an operation outlives its time, for a worker to come and settle it."""
 ELSEWHERE = "~elsewhere"
 """The worker that holds for operations. It sends no heartbeats and never dies."""
+UNUSED_S = 30 * 86_400.0
+"""A channel that was not leased for so long keeps no alerts from being forgotten."""
 
 
-class Line(NamedTuple):
-    """A counter with the limit that rules it for one call."""
+class _Asked(Sequence[Sequence[BudgetState]]):
+    """The lines of each candidate, looked up when the decision asks for them: mostly the first one's will do."""
 
-    counter: str
-    scope: str
-    period: str
-    limit_nano_usd: int | None
-    end_s: int
+    def __init__(
+        self, candidates: Sequence[Candidate], resolve: Resolve, read: Callable[[str], Amounts], crowding: Crowding
+    ) -> None:
+        self._candidates = candidates
+        self._ask = resolve, read, crowding
+        self._states: dict[int, list[BudgetState]] = {}
+        self.lines: dict[int, tuple[Line, ...]] = {}
 
+    def __len__(self) -> int:
+        return len(self._candidates)
 
-Amounts = tuple[int, int]
-"""Spent and held, in nano-USD."""
+    def __getitem__(self, index: Any) -> Any:
+        states = self._states.get(index)
+        if states is None:
+            states = self._states[index] = self._look(index)
+        return states
 
-
-def lines_of(
-    matches: tuple[Match, ...],
-    stored: dict[str, BudgetTerms],
-    windows: Mapping[str, tuple[Window, Window]],
-    at_s: float,
-    rate: tuple[int, int],
-    *,
-    compute: bool = False,
-) -> tuple[Line, ...]:
-    """The lines that bind a call with these matches at the moment `at_s`.
-
-    Budgets of one match in one zone share a counter, and the lowest limit rules. A window that was not sent is
-    computed, or without `compute` raises StaleFormsError: then the sender does not know the budgets that apply.
-    """
-    found: dict[str, Line] = {}
-    for match in matches:
-        scope, _, period = match.counter.rpartition("|")
-        for _, terms in applicable(match, stored):
-            span = _pick(windows.get(f"{period}|{terms.zone}"), at_s)
-            if span is None:
-                if not compute:
-                    raise StaleFormsError(f"no window of {period} in {terms.zone} holds the store's time {at_s:.3f}")
-                span = window(period, terms.zone, at_s)
-            counter = f"{match.counter}|{terms.zone}|{span.start_s}"
-            limit = limit_of(terms, rate)
-            known = found.get(counter)
-            if known is None:
-                found[counter] = Line(counter, scope, period, limit, span.end_s)
-            elif limit is not None and (known.limit_nano_usd is None or limit < known.limit_nano_usd):
-                found[counter] = known._replace(limit_nano_usd=limit)
-    return tuple(found.values())
-
-
-def _pick(pair: tuple[Window, Window] | None, at_s: float) -> Window | None:
-    if pair is not None:
-        for span in pair:
-            if span.start_s <= at_s < span.end_s:
-                return span
-    return None
-
-
-def state_of(line: Line, amounts: Amounts) -> BudgetState:
-    spent, held = amounts
-    return BudgetState(
-        counter=line.counter,
-        scope=line.scope,
-        period=line.period,
-        limit_nano_usd=line.limit_nano_usd,
-        spent_nano_usd=spent,
-        held_nano_usd=held,
-        resets_at_s=line.end_s,
-    )
+    def _look(self, index: int) -> list[BudgetState]:
+        resolve, read, crowding = self._ask
+        lines = gather(resolve(self._candidates[index].matches), crowding)
+        # Candidates have most lines in common: each is read once.
+        seen: dict[int, BudgetState] = {}
+        for before, found in self.lines.items():
+            seen.update(zip(map(id, found), self._states[before], strict=True))
+        self.lines[index] = lines
+        if not seen:
+            return [state_of(line, read(line.counter)) for line in lines]
+        return [seen.get(id(line)) or state_of(line, read(line.counter)) for line in lines]
 
 
 def admit(
-    request: ReserveRequest, stored: dict[str, BudgetTerms], read: Callable[[str], Amounts], now_s: float
+    request: ReserveRequest,
+    resolve: Resolve,
+    read: Callable[[str], Amounts],
+    crowding: Crowding,
+    now_s: float,
 ) -> tuple[Admission, tuple[Line, ...]]:
     """Decide a reserve on what `read` says of each counter. Returns the answer and the lines to hold on."""
-    if not request.candidates:
+    candidates = request.candidates
+    if not candidates:
         raise ValueError("a reserve needs at least one candidate")
-    lines: list[tuple[Line, ...]] = []
-    states: list[list[BudgetState]] = []
-    seen: dict[str, Amounts] = {}
-    matches: tuple[Match, ...] | None = None
-    for candidate in request.candidates:
-        if candidate.matches is not matches:
-            matches = candidate.matches
-            found = lines_of(matches, stored, request.windows, now_s, request.rate)
-            for line in found:
-                if line.counter not in seen:
-                    seen[line.counter] = read(line.counter)
-            known = [state_of(line, seen[line.counter]) for line in found]
-        lines.append(found)
-        states.append(known)
-    holds = [check_amount(candidate.hold_nano_usd, "a hold", least=0) for candidate in request.candidates]
-    admission = decide(holds, states, admitted_at_s=now_s, downgrade_at_ppm=request.downgrade_at_ppm)
+    for candidate in candidates:
+        check_amount(candidate.hold_nano_usd, "a hold", least=0)
+    asked = _Asked(candidates, resolve, read, crowding)
+    admission = decide(candidates, asked, admitted_at_s=now_s, downgrade_at_ppm=request.downgrade_at_ppm)
+    if request.shadow:
+        admission = Admission(
+            candidate=0,
+            admitted_at_s=now_s,
+            states=tuple(asked[0]),
+            hold_nano_usd=candidates[0].hold_nano_usd,
+            shadow=admission,
+        )
     if admission.candidate is None:
         return admission, ()
+    hold = admission.hold_nano_usd
     for state in admission.states:
-        check_amount(state.spent_nano_usd + state.held_nano_usd + holds[admission.candidate], state.counter)
-    return admission, lines[admission.candidate]
+        if state.spent_nano_usd + state.held_nano_usd + hold > MAX_NANO_USD:
+            check_amount(state.spent_nano_usd + state.held_nano_usd + hold, state.counter)
+    return admission, asked.lines[admission.candidate]
+
+
+def enlarge(
+    request: ExtendRequest,
+    held_nano_usd: int,
+    counters: Sequence[str],
+    admitted_at_s: float,
+    stored: Mapping[str, BudgetTerms],
+    read: Callable[[str], Amounts],
+) -> Extension:
+    """Decide the extension of a live hold that stands on `counters`, in the windows of its admission. What does not
+    bind the hold, such as a budget that came later, does not bind its extension.
+    """
+    check_amount(request.target_nano_usd, "a hold", least=0)
+    bound = lines_of(
+        request.matches, stored, request.windows, admitted_at_s, request.rate, standing_on(counters), compute=True
+    )
+    states = [state_of(line, read(line.counter)) for line in bound if line.counter in counters]
+    extension = decide_extension(states, held_nano_usd, request)
+    more = extension.hold_nano_usd - held_nano_usd
+    if more:
+        for counter in counters:
+            check_amount(sum(read(counter)) + more, counter)
+    return extension
+
+
+NO_HOLD = Extension(granted=False, hold_nano_usd=0, reason="held")
+"""The answer for a hold that does not count any more."""
+
+
+def repeated(request: ExtendRequest, held_nano_usd: int) -> Extension:
+    """The answer to an extension that was answered before."""
+    granted = held_nano_usd >= request.least_nano_usd
+    return Extension(granted=granted, hold_nano_usd=held_nano_usd, reason=None if granted else "held")
 
 
 def check_forms(request: ReserveRequest, forms_version: int) -> None:
@@ -156,6 +172,23 @@ def check_operation(operation: Operation) -> None:
     ):
         if size > most:
             raise UnwritableError(f"call {operation.call_id}: its operation's {what} is longer than {most}: {size}")
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    for name in names:
+        if name.startswith(CHANNEL_PREFIX):
+            raise ValueError(f"sink {name!r}: names that begin with {CHANNEL_PREFIX!r} are those of alert channels")
+
+
+def check_channels(names: Sequence[str]) -> None:
+    for name in names:
+        if not name.startswith(CHANNEL_PREFIX):
+            raise ValueError(f"alert channel {name!r}: its name has to begin with {CHANNEL_PREFIX!r}")
+
+
+def may_alert(settlement: Settlement, *, stored: bool) -> bool:
+    """Whether a settlement has to look for crossings. `stored`: some budget in the store reports them."""
+    return stored or any(match.alerts for match in settlement.matches)
 
 
 def check_outcomes(outcomes: Sequence[Outcome]) -> None:

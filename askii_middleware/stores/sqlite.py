@@ -9,12 +9,15 @@ from decimal import Decimal
 
 import msgspec
 
-from ..admission import Admission, BudgetState, Match, ReserveRequest, Window
+from ..admission import Admission, BudgetState, ExtendRequest, Extension, Match, ReserveRequest, Window
 from ..budgets import Budget, Scope
 from ..errors import StoreError
+from . import sqlite_alerts as alerts
 from . import sqlite_ledger as ledger
 from . import sqlite_outbox as outbox
 from .base import (
+    CHANNEL_PREFIX,
+    Alert,
     DeadLetter,
     Entry,
     KeyRow,
@@ -27,7 +30,7 @@ from .base import (
     Store,
     Totals,
 )
-from .rules import form_of, hours
+from .rules import check_channels, check_sinks, form_of, hours
 from .sqlite_database import Database
 from .sqlite_sql import SQL
 
@@ -76,6 +79,9 @@ class SQLiteStore(Store):
 
     async def reserve(self, request: ReserveRequest) -> Admission:
         return await self._db.write(lambda db: ledger.reserve(db, request, self._clock()))
+
+    async def extend(self, request: ExtendRequest) -> Extension:
+        return await self._db.write(lambda db: ledger.extend(db, request, self._clock()))
 
     async def settle(self, settlement: Settlement) -> Settled:
         return await self._db.write(lambda db: ledger.settle(db, settlement, self._clock()))
@@ -154,10 +160,12 @@ class SQLiteStore(Store):
     # Outbox ---------------------------------------------------------------------------------------------------------
 
     async def register_sinks(self, names: Sequence[str]) -> None:
+        check_sinks(names)
         await self._db.write(lambda db: db.executemany(SQL["register_sink"], [(name,) for name in names]))
 
     async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
-        return await self._db.write(lambda db: outbox.lease(db, sink, owner, ttl_s, self._clock()))
+        lease = alerts.lease if sink.startswith(CHANNEL_PREFIX) else outbox.lease
+        return await self._db.write(lambda db: lease(db, sink, owner, ttl_s, self._clock()))
 
     async def fetch(self, sink: str, limit: int) -> list[Entry]:
         return await self._db.read_aside(lambda db: outbox.fetch(db, sink, limit, self._clock()))
@@ -180,6 +188,21 @@ class SQLiteStore(Store):
     async def retry_dead(self, sink: str) -> int:
         return await self._db.write(lambda db: outbox.retry_dead(db, sink, self._clock()))
 
+    # Alerts ---------------------------------------------------------------------------------------------------------
+
+    async def register_channels(self, names: Sequence[str]) -> None:
+        check_channels(names)
+        await self._db.write(lambda db: alerts.register(db, names, self._clock()))
+
+    async def fetch_alerts(self, channel: str, limit: int) -> list[Alert]:
+        return await self._db.read(lambda db: alerts.fetch(db, channel, limit))
+
+    async def acknowledge_alerts(self, channel: str, token: int, through_seq: int) -> bool:
+        return await self._db.write(lambda db: alerts.acknowledge(db, channel, token, through_seq))
+
+    async def recent_alerts(self, limit: int) -> list[Alert]:
+        return await self._db.read_aside(lambda db: alerts.recent(db, limit))
+
 
 def _operation(row: tuple[str, str, str, float, bytes]) -> Operation:
     key, call_id, tenant, until_s, payload = row
@@ -193,7 +216,17 @@ def _set_budget(db: sqlite3.Connection, budget: Budget) -> None:
     known = _has_form(db, form)
     db.execute(
         SQL["set_budget"],
-        (budget.key, *form, terms.limit_nano_usd, terms.limit_coins, terms.enabled, _budget_json(budget)),
+        (
+            budget.key,
+            *form,
+            terms.limit_nano_usd,
+            terms.limit_coins,
+            terms.enabled,
+            terms.soft,
+            terms.max_values,
+            _encode(terms.alert_at_ppm).decode() if terms.alert_at_ppm else None,
+            _budget_json(budget),
+        ),
     )
     if not known or (before is not None and not _has_form(db, before)):
         db.execute(SQL["new_forms"])
@@ -225,6 +258,8 @@ def _budget_json(budget: Budget) -> str:
             "period": budget.period,
             "zone": budget.zone,
             "alert_at": budget.alert_at,
+            "soft": budget.soft,
+            "max_values": budget.max_values,
             "enabled": budget.enabled,
         }
     ).decode()

@@ -5,28 +5,41 @@ again if that could not begin. They decide nothing themselves: `rules` does.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from ..admission import Admission, BudgetState, BudgetTerms, Match, ReserveRequest, Window
+from ..admission import (
+    Admission,
+    BudgetState,
+    BudgetTerms,
+    ExtendRequest,
+    Extension,
+    Match,
+    ReserveRequest,
+    Window,
+)
+from . import sqlite_alerts as alerts
 from .base import Operation, Settled, Settlement, complete_record
+from .lines import Amounts, Crowding, Line, crossings, lines_for, lines_of, standing_on, state_of
 from .rules import (
     COUNTER_S,
     ELSEWHERE,
     MARKER_S,
+    NO_HOLD,
     OVERDUE_S,
-    Amounts,
+    UNUSED_S,
     admit,
     carry,
     check_amount,
     check_forms,
     check_operation,
     check_worker,
+    enlarge,
     hour_of,
-    lines_of,
-    state_of,
+    may_alert,
+    repeated,
 )
 from .sqlite_sql import SQL
 
@@ -34,6 +47,7 @@ _encode_answer = msgspec.msgpack.Encoder().encode
 _decode_answer = msgspec.msgpack.Decoder(Admission).decode
 _encode_counters = msgspec.json.Encoder().encode
 _decode_counters = msgspec.json.Decoder(list[tuple[str, int]]).decode
+_decode_shares = msgspec.json.Decoder(tuple[int, ...]).decode
 
 
 class _Tail(msgspec.Struct):
@@ -61,6 +75,12 @@ _CARRY = SQL["carry"]
 _AGGREGATE = SQL["aggregate"]
 _RECORD = SQL["record"]
 _FORGET = SQL["forget"]
+_SOME_ALERT = SQL["some_alert"]
+_SPENT = SQL["spent"]
+_CROWDING = SQL["crowding"]
+_SEAT = SQL["seat"]
+_EXTEND = SQL["extend"]
+_SOME_LAPSED = SQL["some_lapsed"]
 
 
 class _Hold(NamedTuple):
@@ -73,6 +93,7 @@ class _Hold(NamedTuple):
     counters: str
     candidate: int
     admitted_at_s: float
+    sequence: int
     alive_until_s: float | None
 
     def is_live(self, now_s: float) -> bool:
@@ -107,7 +128,11 @@ def reserve(db: sqlite3.Connection, request: ReserveRequest, now_s: float) -> Ad
     if old is not None and old.is_live(now_s):
         gone.append((old.nano_usd, old.counters))
     stored = _terms(db, (candidate.matches for candidate in request.candidates)) if forms_version else {}
-    admission, lines = admit(request, stored, _reader(db, now_s, _on_counters(gone)), now_s)
+
+    def resolve(matches: tuple[Match, ...]) -> list[tuple[Line, ...]]:
+        return [lines_for(match, stored, request.windows, now_s, request.rate) for match in matches]
+
+    admission, lines = admit(request, resolve, _reader(db, now_s, _on_counters(gone)), _crowding(db), now_s)
 
     for call_id, worker, nano_usd, counters in lapsed:
         _lift(db, worker, nano_usd, counters)
@@ -116,7 +141,7 @@ def reserve(db: sqlite3.Connection, request: ReserveRequest, now_s: float) -> Ad
         return admission
     if request.replaces is not None:
         release(db, request.replaces, now_s)
-    hold = request.candidates[admission.candidate].hold_nano_usd
+    hold = admission.hold_nano_usd
     db.execute(
         _PLACE,
         (
@@ -133,36 +158,54 @@ def reserve(db: sqlite3.Connection, request: ReserveRequest, now_s: float) -> Ad
     )
     if hold:
         db.executemany(_ADD, [(line.counter, request.worker, hold, line.end_s) for line in lines])
+    _seat(db, lines)
     return admission
+
+
+def extend(db: sqlite3.Connection, request: ExtendRequest, now_s: float) -> Extension:
+    """See `Store.extend`."""
+    hold = _find_hold(db, request.call_id)
+    if hold is None or not hold.is_live(now_s):
+        return NO_HOLD
+    if request.sequence <= hold.sequence:
+        return repeated(request, hold.nano_usd)
+    lapsed = db.execute(_LAPSED, (now_s,)).fetchall() if db.execute(_SOME_LAPSED, (now_s,)).fetchone()[0] else []
+    read = _reader(db, now_s, _on_counters((row[2], row[3]) for row in lapsed))
+    ends = dict(_decode_counters(hold.counters))
+    extension = enlarge(request, hold.nano_usd, list(ends), hold.admitted_at_s, _terms(db, [request.matches]), read)
+    more = extension.hold_nano_usd - hold.nano_usd
+    if more:
+        db.executemany(_ADD, [(counter, hold.worker, more, end_s) for counter, end_s in ends.items()])
+    db.execute(_EXTEND, (request.call_id, extension.hold_nano_usd, request.sequence))
+    return extension
 
 
 def settle(db: sqlite3.Connection, settlement: Settlement, now_s: float) -> Settled:
     """See `Store.settle`."""
     call_id, cost = settlement.call_id, settlement.cost_nano_usd
     hold = _find_hold(db, call_id)
+    lines: tuple[Line, ...] = ()
     if hold is None:
         done = db.execute(_SETTLED, (call_id,)).fetchone()
         if done is not None:
             tail = _decode_tail(done[2])
             return Settled(tail.askii_coins, tail.late, duplicate=True)
-        lines = lines_of(
-            settlement.matches,
-            _terms(db, [settlement.matches]),
-            settlement.windows,
-            settlement.admitted_at_s,
-            settlement.rate,
-            compute=True,
-        )
+        lines = _lines(db, settlement, _crowding(db))
+        _seat(db, lines)
         counters = [(line.counter, line.end_s) for line in lines]
         late, candidate, admitted_at_s = False, 0, settlement.admitted_at_s
     else:
         counters = _decode_counters(hold.counters)
+        if may_alert(settlement, stored=db.execute(_SOME_ALERT).fetchone()[0]):
+            keys = {counter for counter, _ in counters}
+            lines = tuple([line for line in _lines(db, settlement, standing_on(keys)) if line.counter in keys])
         late, candidate, admitted_at_s = not hold.is_live(now_s), hold.candidate, hold.admitted_at_s
         if hold.state == "held":
             _lift(db, hold.worker, hold.nano_usd, hold.counters)
         db.execute(_DROP, (call_id,))
     db.execute(_FORGET, (call_id,))
     check_amount(cost, "a charge")
+    alerts.write(db, crossings(lines, lambda counter: _spent(db, counter), cost, now_s))
     db.executemany(_ADD, [(counter, "", cost, end_s) for counter, end_s in counters])
     carried = db.execute(_CARRIED, (settlement.subscription,)).fetchone()
     coins, rest = carry(carried[0] if carried else 0, settlement)
@@ -172,6 +215,18 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_s: float) -> Sett
     record = complete_record(settlement.record, late=late, coins=coins)
     db.execute(_RECORD, (call_id, settlement.tenant, candidate, admitted_at_s, record))
     return Settled(coins, late, duplicate=False)
+
+
+def _lines(db: sqlite3.Connection, settlement: Settlement, crowding: Crowding) -> tuple[Line, ...]:
+    return lines_of(
+        settlement.matches,
+        _terms(db, [settlement.matches]),
+        settlement.windows,
+        settlement.admitted_at_s,
+        settlement.rate,
+        crowding,
+        compute=True,
+    )
 
 
 def release(db: sqlite3.Connection, call_id: str, now_s: float) -> None:
@@ -227,6 +282,8 @@ def tend(db: sqlite3.Connection, now_s: float) -> None:
     db.execute(SQL["prune_holds"], (now_s,))
     db.execute(SQL["prune_operations"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_counters"], (now_s - COUNTER_S,))
+    db.execute(SQL["prune_seats"], (now_s - COUNTER_S,))
+    db.execute(SQL["prune_alerts"], (now_s - COUNTER_S, now_s - UNUSED_S))
     db.execute(SQL["prune_workers"], (now_s - COUNTER_S,))
 
 
@@ -238,7 +295,7 @@ def status(
     now_s: float,
 ) -> list[BudgetState]:
     """See `Store.status`."""
-    lines = lines_of(matches, _terms(db, [matches]), windows, now_s, rate, compute=True)
+    lines = lines_of(matches, _terms(db, [matches]), windows, now_s, rate, _crowding(db), compute=True)
     away = _on_counters((row[2], row[3]) for row in db.execute(_LAPSED, (now_s,)))
     read = _reader(db, now_s, away)
     return [state_of(line, read(line.counter)) for line in lines]
@@ -260,9 +317,37 @@ def _terms(db: sqlite3.Connection, matched: Iterable[tuple[Match, ...]]) -> dict
     for key in {ref.key for matches in matched for match in matches for level in match.levels for ref in level}:
         row = db.execute(_TERMS, (key,)).fetchone()
         if row is not None:
-            nano_usd, coins, zone, enabled = row
-            found[key] = BudgetTerms(limit_nano_usd=nano_usd, limit_coins=coins, zone=zone, enabled=bool(enabled))
+            nano_usd, coins, zone, enabled, soft, shares, max_values = row
+            found[key] = BudgetTerms(
+                limit_nano_usd=nano_usd,
+                limit_coins=coins,
+                zone=zone,
+                enabled=bool(enabled),
+                soft=bool(soft),
+                alert_at_ppm=() if shares is None else _decode_shares(shares),
+                max_values=max_values,
+            )
     return found
+
+
+def _crowding(db: sqlite3.Connection) -> Crowding:
+    def crowding(shared: str, own: str) -> int | None:
+        is_own, taken = db.execute(_CROWDING, (shared, own)).fetchone()
+        return None if is_own else taken
+
+    return crowding
+
+
+def _seat(db: sqlite3.Connection, lines: Sequence[Line]) -> None:
+    """Write which values have got counters of their own."""
+    for line in lines:
+        for shared in line.seats:
+            db.execute(_SEAT, (shared, line.counter, line.end_s))
+
+
+def _spent(db: sqlite3.Connection, counter: str) -> int:
+    row = db.execute(_SPENT, (counter,)).fetchone()
+    return 0 if row is None else row[0]
 
 
 def _on_counters(holds: Iterable[tuple[int, str]]) -> dict[str, int]:

@@ -20,5 +20,5 @@ def _statements() -> dict[str, str]:
 
 
 SQL = _statements()
-STEPS = tuple("\n".join(_lines(name)) for name in ("schema.sql", "schema_2.sql"))
+STEPS = tuple("\n".join(_lines(name)) for name in ("schema.sql", "schema_2.sql", "schema_3.sql"))
 """Scripts that each bring the schema one version further, the first from nothing to version 1."""

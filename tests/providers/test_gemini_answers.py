@@ -153,6 +153,7 @@ EXPECTED = Report(
     finished=True,
     visible_bytes=6 + 8 + 7,
     visible_deltas=3,
+    frame_tokens=32,
 )
 FORMS = {
     "events": b"".join(event(each, end=b"\r\n") for each in CHUNKS),

@@ -176,6 +176,7 @@ def test_a_stream_counts_what_passes_and_ends_with_its_counts(size: int, end: by
         finished=True,
         visible_bytes=6 + 5 + 2 + 7,
         visible_deltas=4,
+        frame_tokens=32,
     )
 
 

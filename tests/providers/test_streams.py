@@ -221,6 +221,7 @@ def test_anthropic_streams_may_be_padded_and_pinged() -> None:
             provider_request_id="msg_1",
             visible_bytes=5,
             visible_deltas=2,
+            open_block=0,
         )
         reader.feed(event('{"type":"message_stop"}', name="message_stop"))
         assert reader.report.finished

@@ -15,6 +15,7 @@ import msgspec
 import uvicorn
 
 from askii_middleware.delivery import DeliveryLoop
+from askii_middleware.delivery_rounds import Rounds
 from askii_middleware.delivery_worker import SinkWorker
 from askii_middleware.demo.lago import LagoFaults, LagoLedger, lago_app
 from askii_middleware.records import UsageCounts, UsageRecord, encode_settled_part
@@ -227,7 +228,7 @@ async def worker_for(store: Store, sink: Sink, clock: FakeClock, **options: Any)
     return DeliveryLoop(store, [sink], clock=clock, **options).workers[0]
 
 
-async def drain(worker: SinkWorker, clock: FakeClock, *, rounds: int = 500) -> list[float]:
+async def drain(worker: Rounds, clock: Any, *, rounds: int = 500) -> list[float]:
     """Rounds until nothing due is left, moving the clock over every pause; the pauses."""
     pauses: list[float] = []
     for _ in range(rounds):

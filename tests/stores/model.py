@@ -11,8 +11,41 @@ from .support import Clock
 
 
 @dataclass
-class Call:
+class Limit:
+    """A daily budget. An amount in coins is what it is in nano-USD at a million coins per USD."""
+
+    amount: int | None = None
+    enabled: bool = True
+    soft: bool = False
+    in_coins: bool = False
+    shares: tuple[float, ...] = ()
+    most: int | None = None
+
+    def at(self, rate: int) -> int | None:
+        return self.amount * 1_000_000 // rate if self.in_coins and self.amount is not None else self.amount
+
+
+@dataclass
+class Payer:
     tenant: str
+    end_user: str | None = None
+
+
+@dataclass
+class Line:
+    """What one call meets of a counter."""
+
+    scope: str
+    limit: int | None
+    soft: bool
+    shares: tuple[float, ...]
+    shared: str | None = None
+    """The counter beside which this one is new."""
+
+
+@dataclass
+class Call:
+    payer: Payer
     worker: str
     hold: int
     deadline_s: float
@@ -22,18 +55,25 @@ class Call:
     state: str = "held"
     cost: int = 0
     late: bool = False
+    sequence: int = 0
 
 
 @dataclass
 class Model:
     clock: Clock
-    limits: dict[str, tuple[int | None, bool]] = field(default_factory=dict)
-    """Stored daily budgets by scope: limit, enabled."""
+    limits: dict[str, Limit] = field(default_factory=dict)
+    """Stored daily budgets by scope."""
     workers: dict[str, float] = field(default_factory=lambda: {ELSEWHERE: float("inf")})
     buried: set[str] = field(default_factory=set)
     calls: dict[str, Call] = field(default_factory=dict)
     operations: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Key and end of what goes on elsewhere, by call."""
+    first_holds: dict[str, int] = field(default_factory=dict)
+    """What each call was answered when it was admitted."""
+    seats: dict[str, list[str]] = field(default_factory=dict)
+    """Counters that values have of their own, by the shared one."""
+    alerts: list[tuple[str, float, int, int]] = field(default_factory=list)
+    """Counter, share, limit, and what was spent."""
 
     def alive(self, worker: str) -> bool:
         return worker not in self.buried and self.workers.get(worker, 0) > self.clock.now_s
@@ -41,17 +81,42 @@ class Model:
     def live(self, call: Call) -> bool:
         return call.state == "held" and self.alive(call.worker) and call.deadline_s > self.clock.now_s
 
-    def lines(self, tenant: str, at_s: float) -> dict[str, int | None]:
-        """The counters that bind a tenant, with their limits."""
+    def lines(
+        self, payer: Payer, at_s: float, rate: int = 1_000_000, standing: tuple[str, ...] | None = None
+    ) -> dict[str, Line]:
+        """The counters that bind a payer. `standing`: those of a hold, where its call stays."""
         found = {}
-        start_s = window("daily", "UTC", at_s).start_s
-        for levels, values in (((f"tenant={tenant}", "tenant=*"), f"tenant={tenant}"), (("global",), "global")):
-            for scope in levels:
-                limit, enabled = self.limits.get(scope, (None, False))
-                if enabled:
-                    found[f"{values}|daily|UTC|{start_s}"] = limit
+        day = f"|daily|UTC|{window('daily', 'UTC', at_s).start_s}"
+        asked = [((f"tenant={payer.tenant}", "tenant=*"), f"tenant={payer.tenant}"), (("global",), "global")]
+        if payer.end_user is not None:
+            asked.append((("end_user=*",), f"end_user={payer.end_user}"))
+        for levels, scope in asked:
+            for name in levels:
+                budget = self.limits.get(name)
+                if budget is not None and budget.enabled:
+                    line = Line(scope, budget.at(rate), budget.soft, budget.shares)
+                    if budget.most is not None:
+                        self.place(line, "end_user=*" + day, scope + day, budget.most, standing)
+                    found[line.scope + day] = line
                     break
         return found
+
+    def place(self, line: Line, shared: str, own: str, most: int, standing: tuple[str, ...] | None) -> None:
+        if standing is not None:
+            line.scope = line.scope if own in standing else "end_user=*"
+            return
+        seats = self.seats.get(shared, [])
+        if own in seats or self.spent(own):
+            return
+        if len(seats) < most:
+            line.shared = shared
+        else:
+            line.scope = "end_user=*"
+
+    def take_places(self, lines: dict[str, Line]) -> None:
+        for counter, line in lines.items():
+            if line.shared is not None:
+                self.seats.setdefault(line.shared, []).append(counter)
 
     def spent(self, counter: str) -> int:
         return sum(c.cost for c in self.calls.values() if c.state == "settled" and counter in c.counters)
@@ -61,49 +126,98 @@ class Model:
             c.hold for name, c in self.calls.items() if self.live(c) and counter in c.counters and name != without
         )
 
+    def room(self, lines: dict[str, Line], without: str | None = None) -> int | None:
+        """How much more all the lines can hold; None: anything. -1: not even nothing."""
+        hard = [(counter, line.limit) for counter, line in lines.items() if not line.soft and line.limit is not None]
+        if any(limit == 0 for _, limit in hard):
+            return -1
+        return min((limit - self.spent(c) - self.held(c, without) for c, limit in hard), default=None)
+
     def reserve(
-        self, name: str, tenant: str, worker: str, holds: tuple[int, ...], deadline_s: float, replaces: str | None
-    ) -> int | str | None:
-        """The index of the candidate, None for a denial, or `dead` for a worker that cannot hold."""
-        if name in self.calls and self.calls[name].candidate >= 0:
-            return self.calls[name].candidate
+        self,
+        name: str,
+        payer: Payer,
+        worker: str,
+        holds: tuple[int, ...],
+        least: int | None,
+        deadline_s: float,
+        replaces: str | None,
+        rate: int,
+        shadow: bool,
+    ) -> tuple[int, int] | str | None:
+        """The index of the candidate and what is held, None for a denial, or `dead` for a worker that cannot hold."""
+        if name in self.calls and self.calls[name].state != "settled":
+            return self.calls[name].candidate, self.first_holds[name]
         if name in self.calls:
-            return 0
+            return max(self.calls[name].candidate, 0), 0
         if not self.alive(worker):
             return "dead"
-        lines = self.lines(tenant, self.clock.now_s)
-        chosen = None
-        for index, hold in enumerate(holds):
-            room = [
-                limit is None
-                or (limit > 0 if hold == 0 else self.spent(c) + self.held(c, without=replaces) + hold <= limit)
-                for c, limit in lines.items()
-            ]
-            if all(room):
-                chosen = index
-                break
+        lines = self.lines(payer, self.clock.now_s, rate)
+        room = self.room(lines, without=replaces)
+        chosen = self.choose(room, holds, least, any(line.limit == 0 and not line.soft for line in lines.values()))
+        if shadow:
+            chosen = 0, holds[0]
         for call in self.calls.values():
             if call.state == "held" and call.deadline_s <= self.clock.now_s and self.alive(call.worker):
                 call.state = "expired"
         if chosen is not None:
             if replaces is not None:
                 self.release(replaces)
-            self.calls[name] = Call(
-                tenant, worker, holds[chosen], self.clock.now_s + deadline_s, tuple(lines), chosen, self.clock.now_s
-            )
+            self.take_places(lines)
+            self.first_holds[name] = chosen[1]
+            now_s = self.clock.now_s
+            self.calls[name] = Call(payer, worker, chosen[1], now_s + deadline_s, tuple(lines), chosen[0], now_s)
         return chosen
 
-    def settle(self, name: str, tenant: str, cost: int) -> tuple[bool, bool]:
+    @staticmethod
+    def choose(room: int | None, holds: tuple[int, ...], least: int | None, closed: bool) -> tuple[int, int] | None:
+        for index, hold in enumerate(holds):
+            if closed:
+                continue
+            if room is None or hold == 0 or hold <= room:
+                return index, hold
+            if least is not None and min(least, hold) <= room:
+                return index, room
+        return None
+
+    def extend(self, name: str, sequence: int, target: int, least: int, rate: int) -> tuple[bool, int]:
+        """Whether it is granted, and what is held."""
+        call = self.calls.get(name)
+        if call is None or not self.live(call):
+            return False, 0
+        if sequence <= call.sequence:
+            return call.hold >= least, call.hold
+        call.sequence = sequence
+        lines = self.lines(call.payer, call.admitted_at_s, rate, standing=call.counters)
+        room = self.room({counter: line for counter, line in lines.items() if counter in call.counters})
+        reachable = call.hold + max(room, 0) if room is not None else target
+        goal = max(call.hold, min(target, reachable))
+        if goal < min(least, target):
+            return False, call.hold
+        call.hold = goal
+        return True, goal
+
+    def settle(self, name: str, payer: Payer, cost: int, rate: int) -> tuple[bool, bool]:
         """Late, duplicate."""
         self.operations.pop(name, None)
         call = self.calls.get(name)
         if call is None:
-            counters = tuple(self.lines(tenant, self.clock.now_s))
-            call = self.calls[name] = Call(tenant, "", 0, 0, counters, -1, self.clock.now_s)
+            lines = self.lines(payer, self.clock.now_s, rate)
+            self.take_places(lines)
+            call = self.calls[name] = Call(payer, "", 0, 0, tuple(lines), -1, self.clock.now_s)
         elif call.state == "settled":
             return call.late, True
         else:
             call.late = not self.live(call)
+            lines = self.lines(payer, call.admitted_at_s, rate, standing=call.counters)
+        for counter, line in lines.items():
+            before = self.spent(counter)
+            for share in line.shares if counter in call.counters else ():
+                if not line.limit:
+                    continue
+                crossing = counter, share, line.limit
+                if before < share * line.limit <= before + cost and crossing not in [a[:3] for a in self.alerts]:
+                    self.alerts.append((*crossing, before + cost))
         call.state, call.cost = "settled", cost
         return call.late, False
 

@@ -19,6 +19,8 @@ from askii_middleware.stores.base import Outcome
 from .support import DAY_S, Client, Clock
 
 LIMIT = 10_000_000_000
+SHARES = (0.000001, 0.00001, 0.0001)
+"""Small enough to be crossed by the work of a second."""
 RATE = parse_rate("1234567")
 TENANTS = ("acme", "other")
 
@@ -50,6 +52,31 @@ async def rush(path: str, name: str) -> None:
     print(json.dumps(admitted), flush=True)
     sys.stdin.readline()
     settled = await asyncio.gather(*(client.settle(call, 93) for call in admitted))
+    print(json.dumps([s.late or s.duplicate for s in settled]), flush=True)
+    await client.store.close()
+
+
+async def grow(path: str, name: str) -> None:
+    """At the word, ten streams that ask for more until there is none left; then settles them at what they hold."""
+    client = await connect(path, name)
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+    async def stream(call: str) -> int:
+        held = (await client.reserve(call, 1, worker=name)).hold_nano_usd
+        for sequence in range(1, 10**6):
+            answer = await client.extend(call, held + 7, held + 1, sequence=sequence)
+            if not answer.granted:
+                break
+            held = answer.hold_nano_usd
+            await asyncio.sleep(0)
+        return held
+
+    calls = [f"{name}-{n}" for n in range(10)]
+    held = await asyncio.gather(*(stream(call) for call in calls))
+    print(json.dumps(held), flush=True)
+    sys.stdin.readline()
+    settled = await asyncio.gather(*(client.settle(call, cost) for call, cost in zip(calls, held, strict=True)))
     print(json.dumps([s.late or s.duplicate for s in settled]), flush=True)
     await client.store.close()
 
@@ -91,6 +118,8 @@ async def work(path: str, seed: int) -> None:
             name, tenant = f"{seed}-{lane}-{n}", rng.choice(TENANTS)
             hold = rng.randrange(1, 3000)
             admission = await client.reserve(name, hold, tenant=tenant, worker=worker)
+            if admission.candidate is not None and rng.random() < 0.5:
+                hold = (await client.extend(name, 2 * hold, tenant=tenant)).hold_nano_usd
             if rng.random() < 0.3:
                 await client.defer(name, for_s=0)
             await asyncio.sleep(rng.choice([0, 0.003]))
@@ -146,6 +175,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["rush", path, name]:
             asyncio.run(rush(path, name))
+        case ["grow", path, name]:
+            asyncio.run(grow(path, name))
         case ["defer", path]:
             asyncio.run(defer(path))
         case ["sight", path, name]:

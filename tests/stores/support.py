@@ -8,10 +8,18 @@ from typing import Any
 
 import msgspec
 
-from askii_middleware.admission import Admission, BudgetState, Candidate, Match, ReserveRequest
+from askii_middleware.admission import (
+    Admission,
+    BudgetState,
+    Candidate,
+    ExtendRequest,
+    Extension,
+    Match,
+    ReserveRequest,
+)
 from askii_middleware.budgets import Budget, BudgetIndex
 from askii_middleware.currency import Rate, parse_rate, split_coins
-from askii_middleware.stores.base import AggregateRow, Operation, Outcome, Settled, Settlement, Store
+from askii_middleware.stores.base import AggregateRow, Alert, Operation, Outcome, Settled, Settlement, Store
 
 NOON_S = 1_767_268_800.0
 """2026-01-01T12:00Z."""
@@ -68,10 +76,11 @@ class Client:
         worker: str = "w",
         values: dict[str, str] | None = None,
         rate: str = "1000000",
+        least: int | None = None,
         **options: Any,
     ) -> ReserveRequest:
         matches = self.matches(tenant, **(values or {}))
-        candidates = tuple(Candidate(f"m{n}", hold, matches) for n, hold in enumerate(holds or (100,)))
+        candidates = tuple(Candidate(f"m{n}", hold, matches, least) for n, hold in enumerate(holds or (100,)))
         fields: dict[str, Any] = {
             "call_id": call_id,
             "worker": worker,
@@ -86,6 +95,31 @@ class Client:
     async def reserve(self, call_id: str, *holds: int, **options: Any) -> Admission:
         return await self.store.reserve(self.request(call_id, *holds, **options))
 
+    async def extend(
+        self,
+        call_id: str,
+        target: int,
+        least: int | None = None,
+        *,
+        sequence: int = 1,
+        tenant: str = "acme",
+        values: dict[str, str] | None = None,
+        rate: str = "1000000",
+        at_s: float | None = None,
+    ) -> Extension:
+        """At least `least`, which is the target unless it is given. `at_s`: when the call was admitted."""
+        return await self.store.extend(
+            ExtendRequest(
+                call_id=call_id,
+                sequence=sequence,
+                target_nano_usd=target,
+                least_nano_usd=target if least is None else least,
+                matches=self.matches(tenant, **(values or {})),
+                windows=self.index.windows(self.clock.now_s if at_s is None else at_s),
+                rate=parse_rate(rate).ratio,
+            )
+        )
+
     def settlement(
         self,
         call_id: str,
@@ -97,6 +131,7 @@ class Client:
         provider: str = "p",
         rate: str | Rate = "1000000",
         at_s: float | None = None,
+        values: dict[str, str] | None = None,
         **options: Any,
     ) -> Settlement:
         rate = parse_rate(rate) if isinstance(rate, str) else rate
@@ -106,7 +141,7 @@ class Client:
             "call_id": call_id,
             "admitted_at_s": at_s,
             "cost_nano_usd": cost,
-            "matches": self.matches(tenant),
+            "matches": self.matches(tenant, **(values or {})),
             "windows": self.index.windows(at_s),
             "rate": rate.ratio,
             "subscription": tenant if subscription is None else subscription,
@@ -128,9 +163,9 @@ class Client:
             Operation(key=key or f"k:{call_id}", call_id=call_id, tenant="acme", until_s=until_s, payload=payload)
         )
 
-    async def status(self, tenant: str = "acme") -> list[BudgetState]:
+    async def status(self, tenant: str = "acme", rate: str = "1000000", **values: str) -> list[BudgetState]:
         windows = self.index.windows(self.clock.now_s)
-        return await self.store.status(self.matches(tenant), windows, parse_rate("1000000").ratio)
+        return await self.store.status(self.matches(tenant, **values), windows, parse_rate(rate).ratio)
 
     async def spent_held(self, tenant: str = "acme") -> tuple[int, int]:
         """Of the only line that binds a tenant."""
@@ -140,6 +175,10 @@ class Client:
     async def spent_held_of(self, tenant: str) -> dict[str, tuple[int, int]]:
         """Of all lines that bind a tenant, by scope."""
         return {s.scope: (s.spent_nano_usd, s.held_nano_usd) for s in await self.status(tenant)}
+
+    async def alerts(self) -> list[Alert]:
+        """All that are kept, the oldest first."""
+        return (await self.store.recent_alerts(1000))[::-1]
 
     async def deliver(self, sink: str, *outcomes: Outcome, owner: str = "me") -> bool:
         lease = await self.store.lease(sink, owner, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Coroutine
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from askii_middleware.stores import open_store
 from askii_middleware.stores.base import DeadWorkerError
 
-from .model import Model
+from .model import Limit, Model, Payer
 from .support import NOON_S, Client, Clock, budget
 
 T = TypeVar("T")
@@ -25,6 +26,9 @@ TENANTS = st.sampled_from(["acme", "other"])
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 AMOUNTS = st.integers(0, 60)
 KEYS = st.sampled_from(["k1", "k2", "k3"])
+PAYERS = st.builds(Payer, TENANTS, st.sampled_from([None, "ann", "bob", "cyn"]))
+RATES = st.sampled_from([1_000_000, 500_000, 3_000_000])
+SHARES = st.sampled_from([(), (0.5,), (0.5, 1.0)])
 
 
 class Ledgers(RuleBasedStateMachine):
@@ -53,19 +57,35 @@ class Ledgers(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.set_budget("tenant=*", 100, enabled=True)
+        self.set_budget("tenant=*", Limit(100, shares=(0.5,)), 1)
+        self.set_budget("end_user=*", Limit(40), 2)
         for worker, ttl_s in (("w1", 60), ("w2", 20), ("w3", 40)):
             self.heartbeat(worker, ttl_s)
 
     @rule(
-        scope=st.sampled_from(["tenant=*", "tenant=acme", "global"]), limit=st.none() | AMOUNTS, enabled=st.booleans()
+        scope=st.sampled_from(["tenant=*", "tenant=acme", "global", "end_user=*"]),
+        limit=st.builds(
+            Limit, st.none() | AMOUNTS, enabled=st.booleans(), soft=st.booleans(), in_coins=st.booleans(), shares=SHARES
+        ),
+        most=st.integers(1, 3),
     )
-    def set_budget(self, scope: str, limit: int | None, enabled: bool) -> None:
-        self.model.limits[scope] = (limit, enabled)
+    def set_budget(self, scope: str, limit: Limit, most: int) -> None:
+        limit.most = most if scope == "end_user=*" else None
+        self.model.limits[scope] = limit
+        options: dict[str, Any] = {
+            "enabled": limit.enabled,
+            "soft": limit.soft,
+            "alert_at": limit.shares,
+            "max_values": limit.most,
+        }
+        if limit.in_coins and limit.amount is not None:
+            stored = budget(scope, None, limit_coins=Decimal(limit.amount).scaleb(-3), **options)
+        else:
+            stored = budget(scope, limit.amount, **options)
         for client in self.clients:
-            self.run(client.set(budget(scope, limit, enabled=enabled)))
+            self.run(client.set(stored))
 
-    @rule(scope=st.sampled_from(["tenant=acme", "global"]))
+    @rule(scope=st.sampled_from(["tenant=acme", "global", "end_user=*"]))
     def remove_budget(self, scope: str) -> None:
         known = self.model.limits.pop(scope, None) is not None
         for client in self.clients:
@@ -84,35 +104,87 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(
         name=NAMES,
-        tenant=TENANTS,
+        payer=PAYERS,
         worker=WORKERS,
         holds=st.lists(AMOUNTS, min_size=1, max_size=3).map(tuple),
+        least=st.none() | st.integers(0, 10),
         deadline_s=st.sampled_from([5.0, 35.0, 600.0]),
         replaces=st.none() | NAMES,
+        rate=RATES,
+        shadow=st.integers(0, 5).map(lambda n: n == 0),
     )
     def reserve(
-        self, name: str, tenant: str, worker: str, holds: tuple[int, ...], deadline_s: float, replaces: str | None
+        self,
+        name: str,
+        payer: Payer,
+        worker: str,
+        holds: tuple[int, ...],
+        least: int | None,
+        deadline_s: float,
+        replaces: str | None,
+        rate: int,
+        shadow: bool,
     ) -> None:
-        expected = self.model.reserve(name, tenant, worker, holds, deadline_s, replaces)
+        expected = self.model.reserve(name, payer, worker, holds, least, deadline_s, replaces, rate, shadow)
         answers = []
         for client in self.clients:
             request = client.request(
-                name, *holds, tenant=tenant, worker=worker, deadline_s=deadline_s, replaces=replaces
+                name,
+                *holds,
+                least=least,
+                tenant=payer.tenant,
+                values=values(payer),
+                worker=worker,
+                deadline_s=deadline_s,
+                replaces=replaces,
+                rate=str(rate),
+                shadow=shadow,
             )
             try:
                 answers.append(self.run(client.store.reserve(request)))
             except DeadWorkerError:
                 assert expected == "dead"
         if expected != "dead":
-            assert [answer.candidate for answer in answers] == [expected] * 2
+            told = [
+                None if answer.candidate is None else (answer.candidate, answer.hold_nano_usd) for answer in answers
+            ]
+            assert told == [expected] * 2
             assert answers[0] == answers[1]
 
-    @rule(name=NAMES, tenant=TENANTS, cost=AMOUNTS)
-    def settle(self, name: str, tenant: str, cost: int) -> None:
-        at_s = self.model.calls[name].admitted_at_s if name in self.model.calls else self.clock.now_s
-        late, duplicate = self.model.settle(name, tenant, cost)
+    @rule(name=NAMES, sequence=st.integers(1, 8), goal=AMOUNTS, least=st.integers(0, 30), rate=RATES)
+    def extend(self, name: str, sequence: int, goal: int, least: int, rate: int) -> None:
+        call = self.model.calls.get(name)
+        payer = Payer("acme") if call is None else call.payer
+        at_s = self.clock.now_s if call is None else call.admitted_at_s
+        expected = self.model.extend(name, sequence, goal, least, rate)
+        answers = [
+            self.run(
+                client.extend(
+                    name,
+                    goal,
+                    least,
+                    sequence=sequence,
+                    tenant=payer.tenant,
+                    values=values(payer),
+                    rate=str(rate),
+                    at_s=at_s,
+                )
+            )
+            for client in self.clients
+        ]
+        assert [(answer.granted, answer.hold_nano_usd) for answer in answers] == [expected] * 2
+        assert answers[0] == answers[1]
+
+    @rule(name=NAMES, payer=PAYERS, cost=AMOUNTS, rate=RATES)
+    def settle(self, name: str, payer: Payer, cost: int, rate: int) -> None:
+        call = self.model.calls.get(name)
+        payer = payer if call is None else call.payer
+        at_s = self.clock.now_s if call is None else call.admitted_at_s
+        late, duplicate = self.model.settle(name, payer, cost, rate)
         for client in self.clients:
-            settled = self.run(client.settle(name, cost, tenant=tenant, at_s=at_s))
+            settled = self.run(
+                client.settle(name, cost, tenant=payer.tenant, values=values(payer), at_s=at_s, rate=str(rate))
+            )
             assert (settled.late, settled.duplicate) == (late, duplicate)
 
     @rule(name=NAMES)
@@ -147,12 +219,22 @@ class Ledgers(RuleBasedStateMachine):
                 found = self.run(client.store.operation(key))
                 taken = [(name, until_s) for name, (its, until_s) in model.operations.items() if its == key]
                 assert [(found.call_id, found.until_s)] == taken if found is not None else not taken
-            for tenant in ("acme", "other"):
-                states = self.run(client.status(tenant))
-                lines = model.lines(tenant, self.clock.now_s)
-                assert {s.counter: (s.limit_nano_usd, s.spent_nano_usd, s.held_nano_usd) for s in states} == {
-                    counter: (limit, model.spent(counter), model.held(counter)) for counter, limit in lines.items()
+            for payer in (Payer("acme"), Payer("other", "ann"), Payer("acme", "bob"), Payer("acme", "cyn")):
+                states = self.run(client.status(payer.tenant, **values(payer)))
+                lines = model.lines(payer, self.clock.now_s)
+                assert {s.counter: (s.limit_nano_usd, s.soft, s.spent_nano_usd, s.held_nano_usd) for s in states} == {
+                    counter: (line.limit, line.soft, model.spent(counter), model.held(counter))
+                    for counter, line in lines.items()
                 }
+            alerts = self.run(client.alerts())
+            told = [(a.scope, a.share_ppm / 1e6, a.limit_nano_usd, a.spent_nano_usd) for a in alerts]
+            assert sorted(told) == sorted((counter.split("|")[0], *rest) for counter, *rest in model.alerts)
+        first, second = [self.run(client.alerts()) for client in self.clients]
+        assert [a.id for a in first] == [a.id for a in second]
+
+
+def values(payer: Payer) -> dict[str, str]:
+    return {} if payer.end_user is None else {"end_user": payer.end_user}
 
 
 TestLedgers = Ledgers.TestCase

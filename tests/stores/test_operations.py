@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import sqlite3
 import time
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 from askii_middleware.stores import open_store
 from askii_middleware.stores.base import MAX_KEY_CHARS, MAX_PAYLOAD_BYTES, Operation, UnwritableError
 from askii_middleware.stores.rules import OVERDUE_S
-from askii_middleware.stores.sqlite_sql import STEPS
 
 from .processes import RATE
 from .support import DAY_S, NOON_S, Client, Clock, budget
@@ -196,32 +193,6 @@ async def test_the_name_of_the_worker_that_holds_for_operations_is_nobodys(clien
 
 
 # Files and processes -------------------------------------------------------------------------------------------------
-
-
-async def test_a_ledger_of_the_first_version_opens_and_keeps_what_is_in_it(clock: Clock, tmp_path: Path) -> None:
-    path = tmp_path / "askii.db"
-    store = open_store(f"sqlite:///{path}", clock=clock)
-    await store.open()
-    await store.close()
-    with contextlib.closing(sqlite3.connect(path)) as old:  # back to what the first step alone makes
-        old.executescript("DROP TABLE operations; DELETE FROM workers; PRAGMA user_version = 1;")
-        fresh = sqlite3.connect(":memory:")
-        fresh.executescript(STEPS[0])
-        schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
-        assert old.execute(schema).fetchall() == fresh.execute(schema).fetchall()
-        fresh.close()
-        old.execute("INSERT INTO workers VALUES ('w', ?, NULL)", (NOON_S + 60,))
-        old.execute("INSERT INTO carries VALUES ('acme', 7)")
-        old.commit()
-    await store.open()
-    client = Client(store, clock)
-    await client.reserve("a")
-    assert await client.defer("a")
-    assert await client.store.operation("k:a") is not None
-    await store.close()
-    with contextlib.closing(sqlite3.connect(path)) as new:
-        assert new.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
-        assert new.execute("SELECT * FROM carries").fetchall() == [("acme", 7)]
 
 
 async def test_an_operation_survives_the_kill_of_its_worker_and_is_charged_by_another(tmp_path: Path) -> None:

@@ -317,3 +317,21 @@ async def test_a_hold_beyond_what_counters_hold_is_an_error(client: Client) -> N
 async def test_a_reserve_needs_a_candidate(client: Client) -> None:
     with pytest.raises(ValueError, match="candidate"):
         await client.reserve("a", candidates=())
+
+
+async def test_a_changed_limit_binds_clients_that_do_not_know_of_it(client: Client) -> None:
+    client.declare(budget("tenant=*", 1000))
+    await client.store.set_budget(budget("tenant=*", 500))
+    client.index.update(*await client.store.forms())
+    assert (await client.reserve("a", 400)).states[0].limit_nano_usd == 500
+    await client.store.set_budget(budget("tenant=*", 600))
+    assert (await client.reserve("b", 200)).states[0].limit_nano_usd == 600
+    await client.store.set_budget(budget("tenant=*", 700, enabled=False))
+    assert (await client.reserve("c", 10_000)).states == ()
+    await client.store.set_budget(budget("tenant=*", None, limit_coins="0.7"))
+    assert (await client.reserve("d", 101)).deciding is not None
+    assert (await client.reserve("d", 100)).candidate == 0
+    await client.store.set_budget(budget("tenant=acme", 250))
+    assert (await client.reserve("e", 100)).states[0].limit_nano_usd == 250
+    await client.store.remove_budget("tenant=acme|daily")
+    assert (await client.reserve("f", 100)).states[0].limit_nano_usd == 700

@@ -243,3 +243,18 @@ async def test_remaining_is_never_negative(client: Client) -> None:
     (state,) = await client.status()
     assert isinstance(state, BudgetState)
     assert state.remaining_nano_usd == 0
+
+
+async def test_counts_no_ledger_can_hold_are_unwritable_and_change_nothing(client: Client) -> None:
+    await client.set(budget("tenant=*", 1000))
+    await client.reserve("a", 100)
+    rows = (
+        AggregateRow("tenant=acme", "m", "p", 1, 10, 5, 100),
+        AggregateRow("key=k", "m", "p", 1, 1 << 64, 5, 100),
+    )
+    with pytest.raises(UnwritableError):
+        await client.settle("a", 100, aggregates=rows)
+    assert await client.spent_held() == (0, 100)
+    assert (await client.store.totals())[:4] == (0, 0, 0, 0)
+    await client.settle("a", 100)
+    assert await client.spent_held() == (100, 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from askii_middleware.currency import PICO, split_coins
 from askii_middleware.stores import open_store
 
-from .processes import LIMIT, RATE, TENANTS
+from .processes import LIMIT, RATE, SHARES, TENANTS
 from .support import Client, Clock, budget, delivered
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,12 @@ def audit(path: Path) -> None:
         assert set(db.execute(held.format("json_extract(j.value, '$[0]'), worker, sum(nano_usd)"))) == set(
             db.execute("SELECT counter, worker, nano_usd FROM counters WHERE worker <> '' AND nano_usd > 0")
         )
+        due = sum(
+            spent >= LIMIT * share
+            for (spent,) in db.execute("SELECT nano_usd FROM counters WHERE worker = ''")
+            for share in SHARES
+        )
+        assert value("SELECT count(*) FROM alerts") == due
         for tenant in TENANTS:
             mine = "FROM records WHERE tenant = ?"
             costs = [
@@ -113,12 +119,34 @@ async def test_of_200_concurrent_reserves_in_4_processes_exactly_those_with_room
     await client.store.close()
 
 
+async def test_streams_of_4_processes_grow_until_the_last_nano_usd_and_report_each_share_once(tmp_path: Path) -> None:
+    path = tmp_path / "askii.db"
+    clock = Clock(time.time())
+    client = Client(open_store(f"sqlite:///{path}", clock=clock), clock)
+    await client.store.open()
+    await client.set(budget("tenant=acme", 2000, alert_at=(0.5, 0.8, 1.0)))
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(running("grow", str(path), f"p{n}")) for n in range(4)]
+        assert [await hear(process) for process in streams] == ["ready"] * 4
+        for process in streams:
+            await tell(process)
+        held = [json.loads(await hear(process)) for process in streams]
+        assert sum(map(sum, held)) == 2000
+        assert await client.spent_held() == (0, 2000)
+        for process in streams:
+            await tell(process)
+        assert [json.loads(await hear(process)) for process in streams] == [[False] * 10] * 4
+    assert await client.spent_held() == (2000, 0)
+    assert [alert.share_ppm for alert in await client.alerts()] == [500_000, 800_000, 1_000_000]
+    await client.store.close()
+
+
 async def test_fifty_kills_at_random_moments_leave_ledger_records_and_outbox_equal(tmp_path: Path) -> None:
     path = tmp_path / "askii.db"
     clock = Clock(time.time())
     client = Client(open_store(f"sqlite:///{path}", clock=clock), clock)
     await client.store.open()
-    await client.set(budget("tenant=*", LIMIT))
+    await client.set(budget("tenant=*", LIMIT, alert_at=SHARES))
     await client.store.register_sinks(["s", "all"])
     rng = random.Random(7)
     async with running("breed", str(path)) as breeder:
@@ -155,6 +183,7 @@ async def test_fifty_kills_at_random_moments_leave_ledger_records_and_outbox_equ
     after = await client.store.totals()
     assert after.lost > 0
     assert after[:4] == before[:4]
+    assert await client.alerts()
     assert {scope: held for scope, (_, held) in (await client.spent_held_of("acme")).items()} == {"tenant=acme": 0}
 
     entries = await client.store.fetch("all", 10**6)

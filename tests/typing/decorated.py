@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Any, assert_type
 
 from askii_middleware import Budget, CostTracker, Identity, Param, Scope, UsageRecord, tracked
+from askii_middleware.budget_status import BudgetStatus
 from askii_middleware.counting import Usage
-from askii_middleware.enforcer import BudgetStatus
 from askii_middleware.reports import SpendSummary
 
 

@@ -1,0 +1,109 @@
+"""Ledgers that earlier versions wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from askii_middleware.stores import open_store
+from askii_middleware.stores.sqlite_schema import APPLICATION_ID
+from askii_middleware.stores.sqlite_sql import STEPS
+
+from .support import NOON_S, Client, Clock
+
+OLD_BUDGETS = [
+    (
+        "tenant=*|daily",
+        "tenant",
+        "daily",
+        "UTC",
+        1000,
+        '{"scope":"tenant=*","limit_usd":"0.000001","alert_at":[0.5,1]}',
+    ),
+    ("end_user=*|daily", "end_user", "daily", "UTC", 50, '{"scope":"end_user=*","limit_usd":"5e-8","alert_at":[]}'),
+]
+
+
+def old_ledger(path: Path, version: int) -> None:
+    """A file as that version made it, with a worker, a carry, an open call and two budgets."""
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        for step in STEPS[:version]:
+            old.executescript(step)
+        old.executescript(f"PRAGMA user_version = {version}; PRAGMA application_id = {APPLICATION_ID}")
+        old.execute("INSERT INTO workers VALUES ('w', ?, NULL)", (NOON_S + 60,))
+        old.execute("INSERT INTO carries VALUES ('acme', 7)")
+        old.execute("UPDATE meta SET value = 1 WHERE name = 'forms_version'")
+        counter = "tenant=acme|daily|UTC|1767225600"
+        old.execute(
+            "INSERT INTO holds VALUES ('open', 'held', ?, 'w', 100, ?, 0, ?, x'80', x'7b7d')",
+            (NOON_S + 600, f'[["{counter}",1767312000]]', NOON_S),
+        )
+        old.execute("INSERT INTO counters VALUES (?, 'w', 100, 1767312000)", (counter,))
+        for key, shape, period, zone, limit, budget in OLD_BUDGETS:
+            whole = budget[:-1] + ',"limit_coins":null,"period":"daily","zone":"UTC","enabled":true}'
+            old.execute(
+                "INSERT INTO budgets VALUES (?, ?, ?, ?, ?, NULL, 1, ?)", (key, shape, period, zone, limit, whole)
+            )
+        old.commit()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_ledger_of_an_earlier_version_opens_and_keeps_what_is_in_it(
+    version: int, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "askii.db"
+    old_ledger(path, version)
+    client = Client(open_store(f"sqlite:///{path}", clock=clock), clock)
+    await client.store.open()
+    await client.refresh()
+    assert await client.spent_held() == (0, 100)
+    assert (await client.extend("open", 250)).hold_nano_usd == 250
+    await client.reserve("a")
+    assert await client.defer("a")
+    assert await client.store.operation("k:a") is not None
+    await client.settle("open", 250)
+    assert await client.spent_held() == (250, 100)
+    await client.store.close()
+    with contextlib.closing(sqlite3.connect(path)) as new:
+        assert new.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
+        assert new.execute("SELECT pico_coins FROM carries").fetchall() == [(250_000_000_007,)]
+
+
+async def test_budgets_of_an_earlier_version_report_and_bound_invented_values_from_now_on(
+    clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "askii.db"
+    old_ledger(path, 2)
+    client = Client(open_store(f"sqlite:///{path}", clock=clock), clock)
+    await client.store.open()
+    await client.refresh()
+    assert [(b.key, b.alert_at, b.max_values) for b in await client.store.budgets()] == [
+        ("end_user=*|daily", (), None),
+        ("tenant=*|daily", (0.5, 1), None),
+    ]
+    await client.settle("open", 500)
+    assert [alert.share_ppm for alert in await client.alerts()] == [500_000]
+    await client.store.close()
+    with contextlib.closing(sqlite3.connect(path)) as new:
+        assert new.execute("SELECT key, max_values, alert_at_ppm FROM budgets ORDER BY key").fetchall() == [
+            ("end_user=*|daily", 10_000, None),
+            ("tenant=*|daily", None, "[500000,1000000]"),
+        ]
+
+
+async def test_an_old_ledger_that_was_brought_up_to_date_has_the_schema_of_a_new_one(
+    clock: Clock, tmp_path: Path
+) -> None:
+    schemas = []
+    for name in ("old.db", "new.db"):
+        if name == "old.db":
+            old_ledger(tmp_path / name, 1)
+        store = open_store(f"sqlite:///{tmp_path / name}", clock=clock)
+        await store.open()
+        await store.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as file:
+            schemas.append(file.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall())
+    assert schemas[0] == schemas[1]
