@@ -44,6 +44,7 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         clamp_output=settings.clamp_output,
         min_output_tokens=settings.min_output_tokens,
         default_max_output_tokens=settings.default_max_output_tokens,
+        file_batch_usd=settings.file_batch_usd,
         remote_input_tokens=settings.remote_input_tokens,
         hold_ttl_s=settings.hold_ttl_s,
         max_call_s=settings.max_call_s,

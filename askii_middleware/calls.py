@@ -52,6 +52,7 @@ class CallSpec:
         billed_by_request: what the call is billed where its answer reports nothing, known from the request alone.
         items: what a batch asks of each model.
         accepts: whether the request can be rewritten to a model; None: to any.
+        takes_limit: a limit of the answer can be written into the request.
         shows_output: whether all output that a model bills passes visibly in the stream; None: it does not.
     """
 
@@ -78,6 +79,7 @@ class CallSpec:
     billed_by_request: TokenUsage | None = None
     items: tuple[BatchItems, ...] = ()
     accepts: Callable[[str], bool] | None = None
+    takes_limit: bool = True
     shows_output: Callable[[str], bool] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -182,6 +182,7 @@ def specify(
         # Google names a batch's model once, in the path.
         items=tuple(items if items.model else items._replace(model=model) for items in request.items),
         accepts=lambda other: api.accepts(request, other),
+        takes_limit=api.takes_limit(request),
         shows_output=(lambda other: api.shows_output(request, other)) if request.stream else None,
     )
 

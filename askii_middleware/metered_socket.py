@@ -314,6 +314,7 @@ class MeteredSocket:
             other_models=request.other_models,
             units=request.units,
             accepts=lambda _model: named,
+            takes_limit=False,  # a turn may have begun without a frame that a limit could be written into
         )
 
     async def _settle_all(self, turns: Iterable[Turn]) -> None:

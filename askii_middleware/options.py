@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .calls import CallSpec
-from .currency import MAX_NANO_USD
+from .currency import MAX_NANO_USD, usd_to_nano
 from .errors import UnknownModelError
 from .expectations import Expectations
 from .output_limits import max_output_tokens
@@ -29,6 +30,8 @@ BYTES_PER_TOKEN = 4
 """Of most text; many fewer only of text that is no language."""
 UNPRICED_HOLD_NANO_USD = 1
 """A model without a price still needs room in its budgets: this asks for it."""
+ABSURD = 4
+"""So many times what a model's maker documents, no model generates."""
 LEAST_SLICE_TOKENS = 64
 """A stream begins with room for so many tokens at least, and grows by no fewer."""
 
@@ -70,6 +73,7 @@ class OptionBuilder:
         *,
         unknown_price: Literal["reject", "default", "allow"],
         default_max_output_tokens: int,
+        file_batch_usd: Decimal | float,
         remote_input_tokens: int | None,
         provider_of: Callable[[str], str | None] | None,
         hold: HoldPolicy | None,
@@ -81,6 +85,7 @@ class OptionBuilder:
         self._fallbacks = fallbacks
         self._unknown_price = unknown_price
         self._default_max_output_tokens = default_max_output_tokens
+        self._file_batch_nano_usd = max(usd_to_nano(file_batch_usd), UNPRICED_HOLD_NANO_USD)
         self._remote_input_tokens = remote_input_tokens
         self._provider_of = provider_of
         self._policy = hold
@@ -111,10 +116,12 @@ class OptionBuilder:
                 if not lenient:
                     raise UnknownModelError(model)
             entering = self._input_tokens(spec, model) + (self._remote(price) if spec.remote_input else 0)
+            known = (price.max_output_tokens if price else None) or max_output_tokens(model)
             if spec.output_tokens is not None:
                 leaving, write = spec.output_tokens, None
+                if known:  # an absurd limit is the provider's to refuse, and not to fill counters with
+                    leaving = min(leaving, ABSURD * known * spec.choices)
             else:
-                known = (price.max_output_tokens if price else None) or max_output_tokens(model)
                 leaving = (known or self._default_max_output_tokens) * spec.choices
                 write = None if known or spec.kind != "text" else self._default_max_output_tokens
             try:
@@ -146,8 +153,10 @@ class OptionBuilder:
             hold = self._hold(spec, price, entering, slice_tokens)
             if hold < bound:
                 return hold, self._hold(spec, price, entering, min(LEAST_SLICE_TOKENS, leaving)), True
-        if spec.family != "code" and (
-            self._clamp_output == "always" or (self._clamp_output == "unset" and spec.output_tokens is None)
+        if (
+            spec.takes_limit
+            and spec.family != "code"
+            and (self._clamp_output == "always" or (self._clamp_output == "unset" and spec.output_tokens is None))
         ):
             return bound, self._hold(spec, price, entering, min(self._min_output_tokens * spec.choices, leaving)), False
         return bound, None, False
@@ -165,9 +174,11 @@ class OptionBuilder:
         return self._prices.find(DEFAULT_PRICE) if self._unknown_price == "default" else None
 
     def _hold(self, spec: CallSpec, price: Price | None, entering: int, leaving: int) -> int:
-        """What a call may cost at a price. A batch costs what its items do, each at its own model's."""
+        """What a call may cost at a price. A batch costs what its items do, each at its own model's; one whose items
+        are in a file holds a deposit.
+        """
         if spec.kind == "batch":
-            return sum(self._hold_for_items(spec, items) for items in spec.items) or UNPRICED_HOLD_NANO_USD
+            return sum(self._hold_for_items(spec, items) for items in spec.items) or self._file_batch_nano_usd
         units = None if spec.units is NOTHING_USED else spec.units
         hold = price.hold(entering, leaving, media=spec.media, units=units) if price else UNPRICED_HOLD_NANO_USD
         for model in spec.alternatives:

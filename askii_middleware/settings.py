@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -106,6 +107,8 @@ class Settings(BaseSettings):
     trust_provider_cost: bool | tuple[Text, ...] = False
     """Charge what a provider says a call cost: of all providers, or of those named."""
     default_max_output_tokens: Count = 16_384
+    file_batch_usd: Annotated[Decimal, Number, Field(ge=0, le=1_000_000)] = Decimal(1)
+    """Held for a batch whose items are in a file, and charged if nobody ever asks for its result."""
     remote_input_tokens: Count | None = None
     """Held for input that is not in the request; None: the model's context window."""
     strict_exchange_rate: bool = False

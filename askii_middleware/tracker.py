@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -75,6 +76,7 @@ class CostTracker(Admissions, Charging, Explaining):
             all (`always`), or `never`; at least `min_output_tokens`.
         default_max_output_tokens: the output bound where neither the request nor the model sets one; it is then
             written into the request.
+        file_batch_usd: what a batch holds whose items are in a file, and costs if nobody ever asks for its result.
         remote_input_tokens: the bound for a prompt that is not in the request; None: the model's context window.
         hold_ttl_s: how long holds outlive the last heartbeat of their worker.
         max_call_s: how long a hold may live in all.
@@ -110,6 +112,7 @@ class CostTracker(Admissions, Charging, Explaining):
         clamp_output: ClampOutput = "unset",
         min_output_tokens: int = 256,
         default_max_output_tokens: int = 16_384,
+        file_batch_usd: Decimal | float = 1,
         remote_input_tokens: int | None = None,
         hold_ttl_s: float = 60.0,
         max_call_s: float = 3600.0,
@@ -172,6 +175,7 @@ class CostTracker(Admissions, Charging, Explaining):
             self.fallbacks,
             unknown_price=unknown_price,
             default_max_output_tokens=default_max_output_tokens,
+            file_batch_usd=file_batch_usd,
             remote_input_tokens=remote_input_tokens,
             provider_of=provider_of,
             hold=hold,

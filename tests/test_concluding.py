@@ -80,7 +80,6 @@ async def test_above_downgrade_at_fallbacks_come_first() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"enforcement": "shadow"},
         {"metrics_port": 9000},
     ],
 )

@@ -20,14 +20,26 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "core": {
         *("_version", "admission", "budgets", "catalogue", "currency", "errors", "fallbacks", "identity", "models"),
-        *("expectations", "model_price", "modes", "names", "options"),
+        *("expectations", "model_price", "modes", "names"),
         *("output_limits", "price", "pricing", "pricing_config", "records", "standing", "tokens", "usage"),
     },
     "families": {"channels", "channels.*", "providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
     "service": {
         *("admissions", "alerts", "budget_status", "delivery_rounds", "explaining", "explanations"),
         *("admitting", "block", "calls", "charging", "checks", "concluding", "counting", "decorator", "deferrals"),
-        *("delivery", "delivery_worker", "enforcer", "gauges", "journal", "keys", "metrics", "operations", "portal"),
+        *(
+            "default_tracker",
+            "options",
+            "delivery",
+            "delivery_worker",
+            "enforcer",
+            "gauges",
+            "journal",
+            "keys",
+            "metrics",
+            "operations",
+            "portal",
+        ),
         *("kept_calls", "metering", "reports"),
         *("session", "settling", "tracker", "waiting", "writer"),
     },
@@ -54,7 +66,7 @@ LAYERS = {
 """From the bottom to the top; a module imports its own layer and those below it."""
 ORDER = list(LAYERS)
 
-BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("default_tracker", "settings")}
+BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("tracker", "settings"), ("default_tracker", "settings")}
 """`CostTracker.from_settings` and `get_cost_tracker` ask for them when they are called, and for their types."""
 
 MEMBERS = {

@@ -24,6 +24,7 @@ from askii_middleware.sinks.memory import MemorySink
 from askii_middleware.stores.base import Settled
 from askii_middleware.tracker import CostTracker
 
+from .support.calls import make_call
 from .support.service import NOW_S, Clock, both_stores, faulty, make_tracker, opened, soon
 
 ROOT = Path(__file__).parents[1]
@@ -186,12 +187,12 @@ def test_no_label_value_can_break_the_exposition(text: str) -> None:
 
 def test_counting_a_call_takes_microseconds() -> None:
     metrics = Metrics()
-    one = record()
+    one, call = record(), make_call()
 
     def round_s() -> float:
         begun = time.perf_counter()
         for _ in range(2000):
-            metrics.admitted(0.0001)
+            metrics.admitted(call, 0.0001)
             metrics.settled(one, FRESH, 0.0001)
         return (time.perf_counter() - begun) / 2000
 

@@ -621,12 +621,16 @@ async def test_a_batch_that_ends_without_counts_costs_what_was_held(tmp_path: Pa
         assert await amounts(tracker) == (held, 0)
 
 
-async def test_a_batch_of_which_nothing_is_ever_known_is_flagged_as_unpriced(tmp_path: Path) -> None:
-    async with make_tracker(sqlite(tmp_path)) as tracker:
+@pytest.mark.parametrize(("deposit_usd", "cost", "unpriced"), [("0.5", 500_000_000, False), (0, 1, True)])
+async def test_a_batch_of_which_nothing_is_ever_known_costs_its_deposit(
+    tmp_path: Path, deposit_usd: Any, cost: int, unpriced: bool
+) -> None:
+    async with make_tracker(sqlite(tmp_path), file_batch_usd=deposit_usd) as tracker:
         await begin(tracker, kind="batch", model="batch")
+        assert (await amounts(tracker)) == (0, cost)
         await sight(tracker, done(usage=None))
         (record,) = await records_of(tracker)
-        assert (record.unpriced, record.estimated, record.cost_nano_usd) == (True, True, 1)
+        assert (record.unpriced, record.estimated, record.cost_nano_usd) == (unpriced, True, cost)
 
 
 def test_the_hold_of_a_background_call_lives_as_long_as_its_operation() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from askii_middleware.budgets import Budget
 from askii_middleware.calls import CallSpec
 from askii_middleware.currency import RATE_VARIABLE
+from askii_middleware.default_tracker import get_cost_tracker
 from askii_middleware.errors import BudgetExceededError, ConfigurationError, UnknownModelError
 from askii_middleware.identity import Identity
 from askii_middleware.operations import DEFERRED_S
@@ -23,7 +24,6 @@ from askii_middleware.settings import load_settings
 from askii_middleware.settling import DEFERRED, Conclusion
 from askii_middleware.sinks.lago import LagoSink
 from askii_middleware.sinks.memory import MemorySink
-from askii_middleware.default_tracker import get_cost_tracker
 from askii_middleware.tracker import CostTracker
 from askii_middleware.usage import TokenUsage
 
@@ -412,7 +412,7 @@ async def test_a_call_that_goes_on_elsewhere_keeps_its_hold_until_it_is_estimate
     [
         ({"unknown_price": "alow"}, "unknown_price: 'alow' is none of"),
         ({"unknown_price": "default"}, "needs default_price"),
-        ({"enforcement": "shadow"}, "enforcement: 'shadow'"),
+        ({"enforcement": "paper"}, "enforcement: 'paper'"),
         ({"on_store_error": "hope"}, "on_store_error"),
         ({"hold_ttl_s": 0}, "hold_ttl_s: 0 is not a number above 0"),
         ({"max_call_s": float("inf")}, "max_call_s"),
@@ -430,7 +430,7 @@ def test_what_cannot_be_meant_is_refused_by_name(options: dict[str, Any], messag
 
 def test_the_processs_own_tracker_is_one_for_all_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("askii_middleware.tracker._made", [])
+    monkeypatch.setattr("askii_middleware.default_tracker._made", [])
     found: list[CostTracker] = []
     threads = [threading.Thread(target=lambda: found.append(get_cost_tracker())) for _ in range(8)]
     for thread in threads:

@@ -111,7 +111,7 @@ def optional_codings() -> Iterator[tuple[bytes, Callable[[bytes], bytes]]]:
     except ImportError:
         pass
     try:
-        import zstandard  # noqa: PLC0415 - only here: another library than the one that unpacks
+        import zstandard  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415 - only here: another library than the one that unpacks
 
         yield b"zstd", zstandard.ZstdCompressor().compress
     except ImportError:

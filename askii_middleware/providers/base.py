@@ -232,6 +232,10 @@ class Api(ABC):
         """Whether the request can be rewritten to `model`: False where the body has one maker's form."""
         return True
 
+    def takes_limit(self, request: CallRequest) -> bool:  # noqa: ARG002 - nearly all do
+        """Whether `rewrite` can limit this request's output: else its hold is never cut to a limit that fits."""
+        return True
+
     def shows_output(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - an API that is not asked hides
         """Whether all the output that `model` bills for this request passes visibly in its stream, so that it can be
         held for as it goes.

@@ -77,6 +77,10 @@ class InvokeApi(BedrockApi):
                 fields = _with(fields, path, limit)
         return encode_members(fields)
 
+    def takes_limit(self, request: CallRequest) -> bool:
+        form = form_of(request.fields)
+        return any(_is_set_at(request.fields, path) for path in form.limits) or bool(form.unset_limit(None))
+
     def accepts(self, request: CallRequest, model: str) -> bool:
         return form_of(request.fields).fits(model)
 

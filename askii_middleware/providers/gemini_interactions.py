@@ -95,6 +95,9 @@ class InteractionsApi(GeminiApi):
             fields["generation_config"] = msgspec.Raw(encode_members(config))
         return encode_members(fields)
 
+    def takes_limit(self, request: CallRequest) -> bool:
+        return "agent" not in request.fields
+
     def accepts(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - no model stands in for an agent
         return "agent" not in request.fields
 

@@ -137,6 +137,9 @@ class CompactApi(ResponsesApi):
     def limit_field(self, request: CallRequest, model: str) -> None:  # noqa: ARG002 - there is none
         return None
 
+    def takes_limit(self, request: CallRequest) -> bool:  # noqa: ARG002 - as above
+        return False
+
     def recognises(self, answer: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the responses API reads these, too
         return False
 

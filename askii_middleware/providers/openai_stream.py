@@ -157,8 +157,28 @@ class ChoicesReader(SseReader):
             return None
         report = self.report
         text = report.text
+        choices = event.choices
+        if len(choices) == 1:  # nearly every chunk: one piece of content
+            choice = choices[0]
+            delta = choice.delta
+            if (
+                delta is not None
+                and delta.content
+                and choice.finish_reason is None
+                and delta.reasoning_content is None
+                and delta.reasoning is None
+                and delta.refusal is None
+                and delta.tool_calls is None
+                and delta.function_call is None
+            ):
+                content = delta.content
+                report.visible_bytes += len(content) if content.isascii() else len(content.encode())
+                report.visible_deltas += 1
+                if text is not None:
+                    text.append(content)
+                return event
         size = pieces = 0
-        for choice in event.choices:
+        for choice in choices:
             if choice.finish_reason:
                 return None
         for choice in event.choices:

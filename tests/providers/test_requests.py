@@ -78,6 +78,7 @@ def test_models_that_may_answer_instead_are_read_from_both_gateways_members() ->
     body = TEXT_APIS["openai.chat"]
     assert parse("openai.chat", {**body, "models": ["openai/gpt-4o", "a/b"]}).alternatives == ("openai/gpt-4o", "a/b")
     assert parse("openai.chat", {**body, "fallbacks": ["x", {"model": "y", "messages": []}]}).alternatives == ("x", "y")
+    odd: object
     for odd in ("gpt-4o", {"a": 1}, [5], [{}], ["x"] * 17):
         with pytest.raises(InvalidRequestError, match=r"^models "):
             parse("openai.chat", {**body, "models": odd})

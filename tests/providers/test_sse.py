@@ -121,6 +121,6 @@ def test_a_reader_keeps_nothing_of_a_long_stream() -> None:
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
 def test_the_size_of_an_event_alone_decides_whether_it_is_read(size: int) -> None:
     short, long = event("a" * 300), event("b" * 500)
-    found = blocks(cut(short + long + short, size), 400)
+    found = blocks(list(cut(short + long + short, size)), 400)
     assert b"".join(block.raw for block in found) == short + long + short
     assert [block.data for block in found if block.data is not None] == [b"a" * 300] * 2

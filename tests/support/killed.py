@@ -21,11 +21,10 @@ LIMIT_USD = 1
 
 
 def open_tracker(path: str, clock: Callable[[], float] = time.time) -> CostTracker:
-    scopes = {"tenant=*": LIMIT_USD, "global": None}
     return CostTracker(
         store=SQLiteStore(path, clock=clock),
         prices=PRICES,
-        budgets=[Budget(scope=scope, limit_usd=limit, period="total") for scope, limit in scopes.items()],
+        budgets=[Budget(scope="tenant=*", limit_usd=LIMIT_USD, period="total")],
         hold_ttl_s=HOLD_TTL_S,
         clock=clock,
     )
@@ -38,9 +37,7 @@ async def work(path: str, seed: int, begun: int) -> None:
 
         async def caller() -> None:
             while True:
-                async with tracker.track_tokens(
-                    "acme", "big", expected_input_tokens=10, max_output_tokens=10
-                ) as usage:
+                async with tracker.track_tokens("acme", "big", expected_input_tokens=10, max_output_tokens=10) as usage:
                     os.write(begun, b".")
                     await asyncio.sleep(rng.choice([0, 0.001, 0.003]))
                     usage["input_tokens"], usage["output_tokens"] = rng.randrange(11), rng.randrange(11)
