@@ -94,7 +94,7 @@ class Admissions(ABC):
             admitted = Admitted(None, [self._admitter.candidate(options[0], identity, spec)], options)
         elif admitted.admission is not None and admitted.admission.candidate is None:
             raise exceeded(admitted.admission, rate)
-        spec.count_input = None
+        spec.count_input = spec.accepts = spec.shows_output = None  # they keep the request
         now_s = self.clock()
         call = made_call(
             admitted,

@@ -100,13 +100,18 @@ class TrackedBlock:
         # Before any await: a second block that starts meanwhile must hold for itself.
         context.taken = True
         self._request = context
-        prices = self.tracker.prices
+        tracker, prices = self.tracker, self.tracker.prices
         same_model = prices.canonical(request.model) == prices.canonical(self._spec.model)
-        if same_model and request.identity.tenant == identity.tenant:
-            return request
-        context.blocks += 1
         try:
-            call = await self.tracker.admit(
+            if (
+                same_model
+                and request.identity.tenant == identity.tenant
+                # Whether what the block is billed passes in the request's own stream nobody knows.
+                and (not tracker.meters.watches(request) or await tracker.meters.cover(request))
+            ):
+                return request
+            context.blocks += 1
+            call = await tracker.admit(
                 identity,
                 self._spec,
                 call_id=f"{request.id}.{context.blocks}",

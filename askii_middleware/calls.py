@@ -117,6 +117,8 @@ class Call:
     fallback_reason: str | None = None
     shadow: str | None = None
     """In shadow: what would have happened, such as `denied:spent:tenant`; None: the same."""
+    extensions: int = 0
+    """How often more was asked for, by whoever watches it."""
     closed: bool = False
     """Settled, released or deferred: nothing more may be written for it by this process."""
 

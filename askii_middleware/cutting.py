@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OF_ITS_BYTES = (b"content-encoding", b"content-length")
+_BEGINNINGS = (b"data:", b"event:", b"id:", b"retry:", b":", b"{", b"[")
+"""Of streams of events, of lines, and of arrays."""
 
 
 class StreamCutError(OSError):
@@ -48,6 +50,7 @@ class Cutting(ABC):
         "_send",
         "_start",
         "_tracker",
+        "_unsure",
         "call",
         "was_cut",
         "watched",
@@ -67,6 +70,7 @@ class Cutting(ABC):
     _send: Send
     _start: Message | None
     _tracker: CostTracker
+    _unsure: bool
 
     @abstractmethod
     async def close(self, conclusion: Conclusion | None = None) -> None: ...
@@ -109,12 +113,21 @@ class Cutting(ABC):
             gate.close()
             assert self._reader is not None
             return gate.rest() + self._reader.feed(body)
+        if self._unsure and body:
+            self._unsure = False
+            head = body.lstrip()[:6]
+            if not any(head.startswith(mark) or mark.startswith(head) for mark in _BEGINNINGS):
+                self._gate = None
+                gate.close()
+                assert self._reader is not None
+                await self._watch(self._reader, streams=False)
+                return self._reader.feed(body)
         out = await (gate.finish(body) if last else gate.take(body))
         if gate.shut:
-            await self._cut(out, gate.refusal)
+            await self._cut(out, gate.refusal, ended=gate.ended)
         return out
 
-    async def _cut(self, out: bytes, refusal: Extension | None) -> NoReturn:
+    async def _cut(self, out: bytes, refusal: Extension | None, *, ended: bool = False) -> NoReturn:
         """End the stream in its API's own form, settle, and tell the application that its client is gone."""
         reader, self._reader = self._reader, None
         assert reader is not None
@@ -124,7 +137,7 @@ class Cutting(ABC):
             self._gate.close()
         self._read_headers()
         logger.info("call %s: cut after %d tokens", self.call.id, self._report.visible_tokens)
-        end = reader.closing(self._api.cut(self._report, stream_cut(refusal, self.call.id)))
+        end = b"" if ended else reader.closing(self._api.cut(self._report, stream_cut(refusal, self.call.id)))
         try:
             if self._start is not None:
                 await self._send_start(None)

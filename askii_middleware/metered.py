@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WAIT_BYTES = 65_536
+_UNTYPED = (b"text/plain", b"application/octet-stream")
+"""What streams are called, too, by applications that do not care."""
 _WAITING_TYPES = (b"application/json", b"application/problem+json")
 
 
@@ -103,6 +105,8 @@ class MeteredRequest(Cutting):
         """What was read of an answer that is over."""
         self._gate: StreamGate | None = None
         self._decoder: AnswerDecoder | None = None
+        self._unsure = False
+        """The answer does not say whether it is a stream of events: its first bytes will."""
         self.body: bytes | None = None
         self.hide_usage = False
         self.watched = tracker.meters.watches(call)
@@ -192,6 +196,8 @@ class MeteredRequest(Cutting):
         self._start = message
         waits = content_type.startswith(_WAITING_TYPES)
         streams = content_type.startswith(self._api.stream_types) and (self.call.spec.stream or not waits)
+        if self.call.spec.stream and (not content_type or content_type.startswith(_UNTYPED)):
+            streams = self._unsure = True
         if status >= 300:
             self.watched = False  # no answer of a model, whatever comes
         if status >= 400:

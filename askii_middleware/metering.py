@@ -74,7 +74,6 @@ class StreamMeter:
         "_last",
         "_mark",
         "_report",
-        "_sequence",
         "_slice",
         "_task",
         "_usage",
@@ -107,7 +106,6 @@ class StreamMeter:
         self._usage = report.usage
         self._last = 0
         self._largest = 0
-        self._sequence = 0
         self._asked_nano_usd = 0
         self._task: asyncio.Task[Extension] | None = None
         self._mark = 0
@@ -167,6 +165,10 @@ class StreamMeter:
                 self._ask()
             if not await self._take() and fresh:
                 break
+        if self._task is None and self.refusal is not None and self.overrun:
+            # There is no room for another piece like this one, but perhaps for this one.
+            self._ask(exactly=True)
+            await self._take()
         self._set_mark()
         return self._may_go_on()
 
@@ -235,8 +237,10 @@ class StreamMeter:
             self._counted_tokens = usage.output_tokens
             self._counted_bytes = max(self._last - self._report.frame_tokens, self._counted_bytes)
 
-    def _ask(self, *, everything: bool = False) -> None:
-        """Begin to ask for another slice: as much as is left of it where that is a least slice."""
+    def _ask(self, *, everything: bool = False, exactly: bool = False) -> None:
+        """Begin to ask for another slice: as much as is left of it where that is a least slice. `exactly`: only for
+        what has been produced.
+        """
         call = self._call
         assert call.price is not None
         produced = self.produced_tokens
@@ -246,16 +250,18 @@ class StreamMeter:
         target = max(produced + self._slice, least)
         if everything:
             target = least = call.output_bound
+        elif exactly:
+            target = least = produced
         units = None if call.spec.units is NOTHING_USED else call.spec.units
         target_nano_usd, least_nano_usd = (
             call.price.hold(call.input_bound, min(tokens, call.output_bound), media=call.spec.media, units=units)
             for tokens in (target, least)
         )
-        self._sequence += 1
+        call.extensions += 1
         self._asked_nano_usd = target_nano_usd
         request = ExtendRequest(
             call_id=call.id,
-            sequence=self._sequence,
+            sequence=call.extensions,
             target_nano_usd=target_nano_usd,
             least_nano_usd=min(least_nano_usd, target_nano_usd),
             matches=call.matches,
@@ -339,6 +345,14 @@ class Meters:
             and call.covered_tokens < call.output_bound
             and self._modes.of(call.identity.tenant) == "enforce"
         )
+
+    async def cover(self, call: Call) -> bool:
+        """Hold for the whole bound of a call whose stream nobody watches any more. Whether there was room."""
+        meter = self.meter(call, Report(), counts_as_it_goes=True)
+        try:
+            return await meter.cover_all()
+        finally:
+            meter.close()
 
     def meter(self, call: Call, report: Report, *, counts_as_it_goes: bool) -> StreamMeter:
         """A meter for a call that is to be watched, whose stream is read into `report`."""

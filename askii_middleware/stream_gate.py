@@ -21,9 +21,10 @@ class StreamGate:
 
     Attributes:
         shut: there is no more room. Nothing passes any more, and the stream is to be cut.
+        ended: it is shut behind the stream's own end, which has passed.
     """
 
-    __slots__ = ("_held", "_held_bytes", "_meter", "_reader", "shut")
+    __slots__ = ("_held", "_held_bytes", "_meter", "_reader", "ended", "shut")
 
     def __init__(self, reader: StreamReader, meter: StreamMeter) -> None:
         self._reader = reader
@@ -31,6 +32,7 @@ class StreamGate:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self.shut = False
+        self.ended = False
 
     async def take(self, body: bytes) -> bytes:
         """Read the next bytes; returns those that the client may have now."""
@@ -52,9 +54,10 @@ class StreamGate:
         if self.shut:
             return out
         rest = self.rest() + self._reader.finish()
-        if self._meter.behind():
+        if self._meter.behind() or self._meter.overrun:  # the usage at the end may tell of more than was seen
             await self._meter.advance()
         self.shut = self._meter.overrun
+        self.ended = self.shut and self._reader.report.finished
         return out if self.shut else out + rest
 
     def rest(self) -> bytes:

@@ -422,3 +422,24 @@ def test_a_hold_pays_for_as_much_as_it_was_made_for_and_never_for_more_than_it_i
             assert price.hold(prompt, paid, media=media) <= hold
         for part in (0, output // 2, output):
             assert price.charge(TokenUsage(input=prompt, output=part)).nano_usd <= hold
+
+
+async def test_a_piece_that_just_fits_passes_though_another_like_it_would_not() -> None:
+    stream = Stream(Room(1_500), first=512)
+    assert not await stream.send("a" * 1_000)
+    assert stream.passed == 1_000
+    assert stream.call.covered_tokens == 1_000 + MARGIN_TOKENS
+
+
+async def test_a_piece_that_does_not_fit_does_not_pass() -> None:
+    stream = Stream(Room(1_000), first=512)
+    assert not await stream.send("a" * 1_000)
+    assert stream.passed == 0
+
+
+async def test_a_ledger_that_is_away_is_not_asked_once_more_for_a_piece_that_may_fit() -> None:
+    room = Room(10_000)
+    room.error = StoreError("away")
+    stream = Stream(room, first=512)
+    assert not await stream.send("a" * 1_000)
+    assert len(room.asked) <= 2

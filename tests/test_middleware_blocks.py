@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from askii_middleware import Budget
 from askii_middleware.errors import BudgetExceededError
+from askii_middleware.pricing import ModelPrice
 
 from .support.asgi import CHAT, JSON, SSE, Scripted, ask, chat_answer, chat_chunk, piece, plain, start
 from .support.ledgers import Ledger, ledger
@@ -220,3 +222,76 @@ async def test_an_application_that_passes_the_answer_of_a_model_on_is_charged_on
     starlette = Starlette(routes=[Route("/v1/chat/completions", endpoint, methods=["POST"])])
     await ask(book.around(starlette))
     assert (await book.record()).cost_nano_usd == 600_000
+
+
+# A stream begins with a hold for a part of what it may cost.
+STREAMED = {**CHAT, "model": "gpt-4o", "max_tokens": 4_000, "stream": True}
+
+
+def streamed_block(book: Ledger, output_tokens: int, seen: list[int], **options: Any) -> Scripted:
+    async def step(_scope: Any, _receive: Any, send: Any) -> None:
+        async with book.tracker.track_tokens("acme", "gpt-4o", **options) as usage:
+            seen.append((await book.totals()).held_nano_usd)
+            await send(start(SSE))
+            await send(piece(chat_chunk("hi")))
+            usage["input_tokens"], usage["output_tokens"] = 7, output_tokens
+        await send(piece(b"", more=False))
+
+    return Scripted([step])
+
+
+@contextlib.asynccontextmanager
+async def little_room(limit_usd: str) -> AsyncIterator[Ledger]:
+    price = ModelPrice(input_usd_per_mtok=1, output_usd_per_mtok=10)
+    async with ledger(prices={"gpt-4o": price}, budgets=[Budget(scope="tenant=*", limit_usd=limit_usd)]) as book:
+        yield book
+
+
+async def test_a_block_in_a_metered_stream_holds_for_all_that_it_may_cost() -> None:
+    seen: list[int] = []
+    async with little_room("1") as book:
+        await ask(book.around(streamed_block(book, 4_000, seen)), STREAMED)
+        assert (await book.record()).usage.output_tokens == 4_000
+    assert seen[0] >= 4_000 * 10_000
+
+
+async def test_a_block_in_a_metered_stream_is_refused_what_its_budget_cannot_pay() -> None:
+    seen: list[int] = []
+    async with little_room("0.02") as book:
+        answer = await ask(book.around(streamed_block(book, 4_000, seen, expected_input_tokens=9)), STREAMED)
+        assert answer.status in (402, 429)
+        assert not seen
+        await book.idle()
+        totals = await book.totals()
+        assert (totals.cost_nano_usd, totals.held_nano_usd) == (0, 0)
+
+
+async def test_a_block_in_a_metered_stream_whose_own_bound_fits_holds_that() -> None:
+    seen: list[int] = []
+    async with little_room("0.02") as book:
+        app = streamed_block(book, 900, seen, expected_input_tokens=9, max_output_tokens=1_000)
+        answer = await ask(book.around(app), STREAMED)
+        assert answer.status == 200
+        assert 1_000 * 10_000 <= seen[0] <= 20_000_000
+        assert (await book.record()).usage.output_tokens == 900
+
+
+async def test_a_metered_stream_goes_on_after_a_block_in_it_was_refused() -> None:
+    async with little_room("0.03") as book:
+
+        async def app(_scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send(start(SSE))
+            await send(piece(chat_chunk("first")))
+            with pytest.raises(BudgetExceededError):
+                async with book.tracker.track_tokens("acme", "gpt-4o", expected_input_tokens=9):
+                    pass
+            for _ in range(2_000):
+                await send(piece(chat_chunk(" another")))
+            await send(piece(b"", more=False))
+
+        answer = await ask(book.around(app), STREAMED)
+        assert answer.error is None
+        record = await book.record()
+        assert record.outcome == "completed"
+        assert 2_000 <= record.usage.output_tokens <= 2_010

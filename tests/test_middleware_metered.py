@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .support.asgi import DONE, JSON, SSE, Scripted, ask, piece, plain, start
+from .support.asgi import DONE, JSON, SSE, Scripted, ask, event, piece, plain, start
 from .support.metered import (
     CHAT_BODY,
     CHAT_FAMILY,
@@ -24,6 +24,7 @@ from .support.metered import (
     GEMINI_BODY,
     IDS,
     LIMIT,
+    MESSAGES,
     PLENTY,
     WORD,
     Endless,
@@ -159,6 +160,15 @@ async def test_what_may_be_billed_unseen_is_held_for_as_a_whole(change: dict[str
         ("/v1/responses", {**FAMILIES[3].body, "tools": [{"type": "web_search"}]}),
         (GEMINI, {**GEMINI_BODY, "tools": [{"googleSearch": {}}]}),
         ("/v1/completions", {**FAMILIES[2].body, "best_of": 2}),
+        ("/v1/chat/completions", {**CHAT_BODY, "tools": [{"type": "openrouter:web_search"}]}),
+        (
+            "/v2/chat",
+            {**FAMILIES[9].body, "messages": [*MESSAGES, {"role": "tool", "tool_call_id": "1", "content": "x"}]},
+        ),
+        (
+            FAMILIES[11].path,
+            {**FAMILIES[11].body, "toolConfig": {"tools": [{"systemTool": {"name": "nova_grounding"}}]}},
+        ),
     ],
 )
 async def test_thinking_and_tools_that_the_provider_runs_are_held_for_as_a_whole(
@@ -229,3 +239,51 @@ async def test_the_length_of_a_stream_that_may_be_cut_is_not_promised() -> None:
         script = [start(SSE, (b"content-length", b"14")), piece(DONE, more=False)]
         answer = await ask(run.around(Scripted(script)), CHAT_BODY)
         assert "content-length" not in answer.headers
+
+
+@pytest.mark.parametrize("header", [(), ((b"content-type", b"text/plain; charset=utf-8"),)])
+async def test_a_stream_that_does_not_say_that_it_is_one_is_cut_all_the_same(header: Any) -> None:
+    """FastAPI's StreamingResponse has no content type unless it is given one."""
+    script = [start(*header), *(piece(chat_piece(WORD)) for _ in range(3_000)), piece(DONE, more=False)]
+    async with book() as run:
+        answer = await ask(run.around(Scripted(script)), CHAT_BODY)
+        assert answer.body.count(CHAT_FAMILY.end) == 1
+        record = await run.record()
+        assert record.outcome == "cut"
+        assert record.cost_nano_usd <= LIMIT
+
+
+async def test_plain_text_without_a_type_passes_piece_by_piece() -> None:
+    script = [start(), *(piece(b"some words ") for _ in range(3)), piece(b"", more=False)]
+    async with book(900_000_000) as run:
+        answer = await ask(run.around(Scripted(script)), CHAT_BODY)
+        assert [m["body"] for m in answer.messages[1:]] == [b"some words "] * 3 + [b""]
+
+
+def hidden(tokens: int) -> list[bytes]:
+    usage = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}
+    return [chat_piece("hi"), event({"id": "c1", "choices": [], "usage": usage}), DONE]
+
+
+async def test_a_usage_that_tells_of_more_than_was_seen_is_held_for_and_charged() -> None:
+    async with book(900_000_000) as run:
+        app = Scripted([start(SSE), *map(piece, hidden(5_000)), piece(b"", more=False)])
+        answer = await ask(run.around(app), {**CHAT_BODY, "model": "llama3"})
+        assert answer.body == b"".join(hidden(5_000))
+        record = await run.record()
+        assert record.outcome == "completed"
+        assert record.usage.output_tokens == 5_000
+
+
+@pytest.mark.parametrize("with_the_end", [True, False])
+async def test_a_stream_whose_own_end_has_passed_gets_no_second_one(with_the_end: bool) -> None:
+    pieces = hidden(5_000)
+    last = pieces.pop() if with_the_end else b""
+    async with book() as run:
+        app = Scripted([start(SSE), *map(piece, pieces), piece(last, more=False)])
+        answer = await ask(run.around(app), {**CHAT_BODY, "model": "llama3"})
+        assert answer.body == b"".join(hidden(5_000))
+        assert answer.complete
+        record = await run.record()
+        assert record.outcome == "cut"
+        assert record.cost_nano_usd <= LIMIT

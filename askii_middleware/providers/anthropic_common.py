@@ -244,6 +244,10 @@ class MessagesReader(SseReader):
     def __init__(self, absorb: Absorb = absorb_messages) -> None:
         super().__init__(absorb)
 
+    def _piece_of(self, data: bytes) -> str | None:
+        event = _decode_delta(data)
+        return event.delta.text or event.delta.thinking or event.delta.partial_json
+
     def _ordinary(self, data: bytes) -> bool:
         try:
             event = _decode_delta(data)

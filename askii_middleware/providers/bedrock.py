@@ -117,6 +117,9 @@ class ConverseStreamApi(ConverseApi):
 
     def shows_output(self, request: CallRequest, model: str) -> bool:
         own = read_raw_object(request.fields, "additionalModelRequestFields")
+        tools = request.fields.get("toolConfig")
+        if tools is not None and b'"systemTool"' in bytes(tools):  # Amazon runs these
+            return False
         if is_set(own, "inferenceConfig") or is_set(own, "reasoningConfig") or is_set(own, "reasoning_config"):
             return False
         return claude_shows(model, own) if "claude" in model.lower() else shows_text(model)

@@ -13,7 +13,7 @@ from .jsonscan import TopLevelScanner
 Absorb = Callable[[Report, Mapping[str, Any]], None]
 
 
-MAX_KEPT_BYTES = 1 << 18
+MAX_KEPT_BYTES = 1 << 20
 """Up to here an answer is kept and read at once when it is whole, which costs a fortieth of looking at it in pieces."""
 
 

@@ -74,7 +74,8 @@ class ChatV2Api(CohereApi):
                 _count_v2(report, member(answer, "message"))
 
     def shows_output(self, request: CallRequest, model: str) -> bool:  # noqa: ARG002 - thinking passes too
-        return not is_set(request.fields, "documents")  # citations are generated besides
+        # Citations, of documents and of what tools found, are generated besides.
+        return not (is_set(request.fields, "documents") or b'"tool"' in bytes(request.fields["messages"]))
 
     def cut(self, report: Report, refusal: Refusal) -> bytes:  # noqa: ARG002 - the id came with the first event
         tokens = {"input_tokens": 0, "output_tokens": report.visible_tokens}

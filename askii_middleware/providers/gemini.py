@@ -29,7 +29,7 @@ from .gemini_common import (
 )
 from .gemini_stream import GeminiStreamReader, PathsReader
 from .openai_stream import CALL_TOKENS
-from .visible import shows_text
+from .visible import hides, shows_text
 
 _PATHS = (
     ("usageMetadata",),
@@ -138,7 +138,8 @@ class StreamGenerateContentApi(GenerateContentApi):
         # Media in the answer, and tools that Google runs, are billed by more than the text.
         if not _asks_for_text(request.fields):
             return False
-        return shows_text(model) or (_FLASH in model.lower() and _thinks_not(request.fields))
+        name = model.lower()
+        return shows_text(model) or (_FLASH in name and not hides(name) and _thinks_not(request.fields))
 
     def cut(self, report: Report, refusal: Refusal) -> bytes:
         candidates = [

@@ -16,7 +16,7 @@ from .dialects import REFUSING_MEMBERS, REFUSING_MODELS
 from .fields import encode_members, is_set, raw_value, read_bool, read_raw_object
 from .openai_common import OpenAiApi
 from .openai_stream import ChoicesReader, HidingReader, absorb_choices, cut_choices
-from .visible import claude_shows, shows_text
+from .visible import claude_shows, client_tools_only, shows_text
 
 _HIDING_MEMBERS = frozenset(
     (
@@ -60,6 +60,8 @@ class ChoicesApi(OpenAiApi):
 
     def shows_output(self, request: CallRequest, model: str) -> bool:
         if any(is_set(request.fields, name) for name in _HIDING_MEMBERS):
+            return False
+        if not client_tools_only(request.fields, "function", "custom"):
             return False
         return claude_shows(model, request.fields) if "claude" in model.lower() else shows_text(model)
 

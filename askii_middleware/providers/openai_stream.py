@@ -47,6 +47,7 @@ class _Delta(msgspec.Struct, gc=False):
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     function_call: _Function | None = None
+    reasoning_details: Any = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -119,7 +120,23 @@ def _choice_pieces(report: Report, choice: Mapping[str, Any]) -> list[object]:
         if name:
             report.frame_tokens += CALL_TOKENS + text_bytes(name)
     generated = [piece.get(name) for name in _PIECES] + [choice.get("text")]
-    return generated + [function.get("arguments") for function in functions]
+    if not piece.get("reasoning"):  # OpenRouter's form of the same, which some send alone
+        generated += _details(piece.get("reasoning_details"))
+    return generated + [_arguments(function.get("arguments")) for function in functions]
+
+
+def _details(entries: object) -> list[object]:
+    return [
+        entry.get(name)
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict)
+        for name in ("text", "summary", "data")
+    ]
+
+
+def _arguments(value: object) -> object:
+    """Some servers send the arguments of a call as an object."""
+    return msgspec.json.encode(value).decode() if isinstance(value, dict) else value
 
 
 class ChoicesReader(SseReader):
@@ -131,11 +148,22 @@ class ChoicesReader(SseReader):
         self._reason_seen = False
 
     def feed(self, chunk: bytes) -> bytes:
-        if chunk[-2:] == b"\n\n" and chunk[:6] == b"data: " and self._framer.idle:
-            data = chunk[6:-2]
-            if b"\n" not in data and b"\r" not in data and self._ordinary(data):
+        if self._framer.idle:
+            if self._like_the_last(chunk):
                 return chunk
+            if chunk[-2:] == b"\n\n" and chunk[:6] == b"data: ":
+                data = chunk[6:-2]
+                if b"\n" not in data and b"\r" not in data and self._ordinary(data):
+                    self._learn(chunk, data)
+                    return chunk
         return super().feed(chunk)
+
+    def _piece_of(self, data: bytes) -> str | None:
+        choices = _decode_chunk(data).choices
+        delta = choices[0].delta if len(choices) == 1 else None
+        if delta is None or not delta.content or _says_more(delta):
+            return None
+        return delta.content
 
     def finish(self) -> bytes:
         out = super().finish()
@@ -161,16 +189,7 @@ class ChoicesReader(SseReader):
         if len(choices) == 1:  # nearly every chunk: one piece of content
             choice = choices[0]
             delta = choice.delta
-            if (
-                delta is not None
-                and delta.content
-                and choice.finish_reason is None
-                and delta.reasoning_content is None
-                and delta.reasoning is None
-                and delta.refusal is None
-                and delta.tool_calls is None
-                and delta.function_call is None
-            ):
+            if delta is not None and delta.content and choice.finish_reason is None and not _says_more(delta):
                 content = delta.content
                 report.visible_bytes += len(content) if content.isascii() else len(content.encode())
                 report.visible_deltas += 1
@@ -179,9 +198,10 @@ class ChoicesReader(SseReader):
                 return event
         size = pieces = 0
         for choice in choices:
-            if choice.finish_reason:
+            delta = choice.delta
+            if choice.finish_reason or (delta is not None and delta.reasoning_details and not delta.reasoning):
                 return None
-        for choice in event.choices:
+        for choice in choices:
             delta = choice.delta
             if delta is None:
                 generated: tuple[str | None, ...] = (choice.text,)
@@ -208,6 +228,18 @@ class ChoicesReader(SseReader):
             if self._heads_left:
                 self._heads_left = 0 if self.report.model is not None else self._heads_left - 1
         return event
+
+
+def _says_more(delta: _Delta) -> bool:
+    """Whether there is anything besides content."""
+    return not (
+        delta.reasoning_content is None
+        and delta.reasoning is None
+        and delta.refusal is None
+        and delta.tool_calls is None
+        and delta.function_call is None
+        and not delta.reasoning_details
+    )
 
 
 def _called(report: Report, delta: _Delta) -> tuple[str | None, ...]:

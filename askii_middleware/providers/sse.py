@@ -12,12 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..usage import Report
 from .base import StreamReader
-from .fields import decode_object
+from .fields import DECODE_ERRORS, decode_object
 
 MAX_EVENT_BYTES = 16_777_216
 """Events with text have a few hundred bytes. One with an image, and its usage behind that, has some megabytes."""
 _MAX_EVENT_LINES = 100_000
 """Each line that is kept takes some 100 bytes more than it has."""
+MAX_LESSONS = 4
+_PROBE = b"0123456789abcdef"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -150,6 +152,10 @@ class SseReader(StreamReader):
     Most chunks are exactly one event that adds a piece of text. Subclasses name the prefixes of such chunks and read
     their data in `_ordinary`, without framing and without decoding more than they need; that the rest of a chunk is
     one line proves that there is no second event in it. All others take the general way.
+
+    Nearly all of these differ in nothing but the piece. What stands before and behind it is learnt from one of them,
+    and of the next only the piece is read: between the same bytes, a piece without quotes, backslashes and control
+    characters can mean nothing else than the one that was decoded there.
     """
 
     _prefixes: ClassVar[frozenset[bytes]] = frozenset()
@@ -159,13 +165,21 @@ class SseReader(StreamReader):
         self.report = Report()
         self._absorb = absorb
         self._framer = Framer(self._max_event_bytes)
+        self._before: bytes | None = None
+        """What ordinary chunks begin with, and `_behind` what they end with; None: not learnt (yet)."""
+        self._behind = b""
+        self._used = False
+        self._lessons = MAX_LESSONS
 
     def feed(self, chunk: bytes) -> bytes:
+        if self._framer.idle and self._like_the_last(chunk):
+            return chunk
         if chunk[-2:] == b"\n\n" and self._framer.idle:
             start = chunk.find(b"{")
             data = chunk[start:-2]
             # JSON may hold raw line ends as space, but what follows one is data only where its line says so.
             if chunk[:start] in self._prefixes and b"\n" not in data and b"\r" not in data and self._ordinary(data):
+                self._learn(chunk, data)
                 return chunk
         for block in self._framer.push(chunk):
             if block.data is not None and not self._ordinary(block.data):
@@ -181,6 +195,52 @@ class SseReader(StreamReader):
     @property
     def unfinished(self) -> int:
         return self._framer.unfinished
+
+    def _like_the_last(self, chunk: bytes) -> bool:
+        """Count a chunk that differs from the one that was learnt from in its piece only. False: any other chunk."""
+        before = self._before
+        if before is None or not chunk.startswith(before) or not chunk.endswith(self._behind):
+            return False
+        piece = chunk[len(before) : -len(self._behind)]
+        if b'"' in piece or b"\\" in piece or not piece.isascii():
+            return False
+        text = piece.decode()
+        if not text or not text.isprintable():
+            return False
+        self._used = True
+        report = self.report
+        report.visible_bytes += len(text)
+        report.visible_deltas += 1
+        if report.text is not None:
+            report.text.append(text)
+        return True
+
+    def _learn(self, chunk: bytes, data: bytes) -> None:
+        """Take an ordinary chunk as the model of those to come. Where chunks never resemble the last one (some carry
+        random padding), learning ends.
+        """
+        if not self._lessons:
+            return
+        if not self._used:
+            self._lessons -= 1
+        self._before, self._used = None, False
+        piece = self._piece_of(data) if self._lessons else None
+        if piece is None or not piece.isascii() or not piece:
+            return
+        head = len(chunk) - len(data) - 2
+        at = data.find(b'"%b"' % piece.encode()) + 1
+        rest = data[at + len(piece) :]
+        # The same text may stand elsewhere, too: only where another one is read in its place, is it the piece.
+        try:
+            found = self._piece_of(data[:at] + _PROBE + rest)
+        except DECODE_ERRORS:  # it was the name of a member
+            return
+        if at and found == _PROBE.decode():
+            self._before, self._behind = chunk[: head + at], rest + b"\n\n"
+
+    def _piece_of(self, data: bytes) -> str | None:  # noqa: ARG002 - here nothing is ordinary
+        """The text of an ordinary event that adds one piece; None for every other event."""
+        return None
 
     def _ordinary(self, data: bytes) -> bool:  # noqa: ARG002 - here nothing is
         """Count an event that adds text and says nothing else. False, and nothing counted, for any other event."""

@@ -26,7 +26,7 @@ _OPEN = (
     *("open-mistral", "open-mixtral", "open-codestral", "deepseek", "qwen", "qwq", "phi-", "phi3", "phi4"),
     *("command", "c4ai-", "kimi", "moonshot", "glm-", "granite", "olmo", "falcon", "jamba", "hermes", "smollm"),
 )
-_HIDING = ("audio", "search", "realtime", "research", "thinking", "image", "live")
+_HIDING = ("audio", "search", "realtime", "research", "thinking", "image", "live", ":online", "-tts")
 """Words in the names of members of these families that search, speak, draw, or hide what they think."""
 _MAKERS = ("anthropic.", "amazon.", "meta.", "mistral.", "cohere.", "deepseek.", "qwen.", "openai.", "ai21.", "google.")
 """What Amazon puts before a model's name, behind the region."""
@@ -47,9 +47,15 @@ def shows_text(model: str) -> bool:
 def claude_shows(model: str, fields: Mapping[str, msgspec.Raw]) -> bool:
     """Whether Claude shows all its output for a request with these members."""
     thinking = read_value(fields, "thinking") if is_set(fields, "thinking") else None
+    name = _own_name(model)
     if thinking is None:
-        return _own_name(model).startswith(_QUIET_CLAUDES)
-    return _own_name(model).startswith("claude-") and isinstance(thinking, dict) and thinking.get("type") == "disabled"
+        return name.startswith(_QUIET_CLAUDES) and not hides(name)
+    return (
+        name.startswith("claude-")
+        and not hides(name)
+        and isinstance(thinking, dict)
+        and thinking.get("type") == "disabled"
+    )
 
 
 def client_tools_only(fields: Mapping[str, msgspec.Raw], *kinds: str) -> bool:
@@ -68,7 +74,12 @@ def client_tools_only(fields: Mapping[str, msgspec.Raw], *kinds: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_open(name: str) -> bool:
-    return name.startswith(_OPEN) and not any(word in name for word in _HIDING)
+    return name.startswith(_OPEN) and not hides(name)
+
+
+def hides(name: str) -> bool:
+    """Whether a word in a model's name says that it bills more than its text."""
+    return any(word in name for word in _HIDING)
 
 
 @lru_cache(maxsize=4096)

@@ -262,3 +262,18 @@ def test_spoken_audio_is_not_counted_as_text_but_its_transcript_is() -> None:
     for kind in ("response.audio.delta", "response.audio.transcript.delta"):
         reader.feed(event({"type": kind, "delta": "AAAA"}, name=kind))
     assert (reader.report.visible_bytes, reader.report.visible_deltas) == (4, 1)
+
+
+def test_reasoning_details_and_arguments_that_are_objects_are_output_that_passed() -> None:
+    details = [{"type": "reasoning.text", "text": "abc"}, {"type": "reasoning.summary", "summary": "de"}]
+    call = {"index": 0, "function": {"name": "f", "arguments": {"a": 1}}}
+    for delta, size in (
+        ({"reasoning_details": details}, 5),
+        ({"reasoning": "abcde", "reasoning_details": details}, 5),
+        ({"tool_calls": [call]}, len('{"a":1}')),
+    ):
+        reader = api("openai.chat").stream_reader(hide_usage=False)
+        first, chunk = chat_chunk("x"), chat_chunk()
+        chunk["choices"][0]["delta"] = delta
+        feed(reader, [event(first), event(chunk)])
+        assert reader.report.visible_bytes == 1 + size

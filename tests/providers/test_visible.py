@@ -10,6 +10,7 @@ import pytest
 
 from askii_middleware.providers import APIS, find_apis
 from askii_middleware.providers.base import Refusal
+from askii_middleware.providers.gemini import StreamGenerateContentApi
 from askii_middleware.providers.visible import claude_shows, shows_text
 from askii_middleware.usage import Report
 
@@ -35,7 +36,7 @@ def test_models_that_show_all_they_bill(model: str) -> None:
         *("o1", "o3-mini", "o4-mini", "gpt-5", "gpt-5-mini", "gpt-5.1-chat", "gpt-6-sol", "gpt-7", "codex-mini"),
         *("grok-4", "grok-3", "gemini-2.5-flash", "gemini-2.5-pro", "gemini-3-pro-preview", "magistral-medium"),
         *("gemini-2.0-flash-thinking-exp", "gpt-4o-audio-preview", "gpt-4o-search-preview", "my-deployment", ""),
-        *("claude-opus-4-8", "amazon.nova-2-lite-v1:0"),
+        *("claude-opus-4-8", "amazon.nova-2-lite-v1:0", "openai/gpt-4o:online"),
     ],
 )
 def test_models_that_may_bill_what_nobody_sees(model: str) -> None:
@@ -50,6 +51,8 @@ def test_models_that_may_bill_what_nobody_sees(model: str) -> None:
         ("claude-sonnet-4-5", {"type": "enabled", "budget_tokens": 1024}, False),
         ("claude-opus-4-7", {"type": "adaptive"}, False),
         ("claude-opus-4-7", {"type": "disabled"}, True),
+        ("anthropic/claude-3.7-sonnet:thinking", None, False),
+        ("anthropic/claude-sonnet-4:online", None, False),
         ("claude-fable-5", None, False),
         ("claude-fable-5", {"type": "disabled"}, True),
         ("gpt-4o", {"type": "disabled"}, False),
@@ -134,3 +137,14 @@ def test_text_is_handed_over_on_every_way_where_it_is_wanted() -> None:
             reader.feed(event[split:])
         assert reader.report.text == ["hé"] * 3
         assert reader.report.visible_bytes == 9
+
+
+@pytest.mark.parametrize(
+    ("model", "shows"), [("gemini-2.5-flash", True), ("gemini-2.5-flash-image", False), ("gemini-2.5-flash-tts", False)]
+)
+def test_gemini_without_thinking_shows_its_text_and_nothing_else(model: str, shows: bool) -> None:
+    config = {"thinkingConfig": {"thinkingBudget": 0}}
+    body = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": config}
+    fields = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in body.items()}
+    api = StreamGenerateContentApi()
+    assert api.shows_output(api.parse(fields, 100), model) is shows
