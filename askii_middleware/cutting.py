@@ -127,6 +127,13 @@ class Cutting(ABC):
             await self._cut(out, gate.refusal, ended=gate.ended)
         return out
 
+    async def _weighed(self, gate: StreamGate, out: bytes) -> bytes:
+        """What the client may have of what the reader has given out. Raises StreamCutError."""
+        out = await gate.weigh(out)
+        if gate.shut:
+            await self._cut(out, gate.refusal, ended=gate.ended)
+        return out
+
     async def _cut(self, out: bytes, refusal: Extension | None, *, ended: bool = False) -> NoReturn:
         """End the stream in its API's own form, settle, and tell the application that its client is gone."""
         reader, self._reader = self._reader, None

@@ -19,6 +19,7 @@ from .encodings import AnswerDecoder, codings
 from .headers import OWN_PREFIX, call_headers
 from .identity import Identity
 from .settling import Conclusion, Ending
+from .stream_gate import PIECE_BYTES
 from .usage import Report
 
 if TYPE_CHECKING:
@@ -144,10 +145,15 @@ class MeteredRequest(Cutting):
                 body = bytes(body)
                 message = {**message, "body": body}
             last = not message.get("more_body", False)
-            if self._gate is not None:
-                out = await self._through(self._gate, body, last=last)
-            else:
+            gate = self._gate
+            if gate is None:
                 out = reader.feed(body) if self._decoder is None else self._unpack(body, reader)
+            elif last or self._unsure or len(body) > PIECE_BYTES or self._context.taken:
+                out = await self._through(gate, body, last=last)
+            else:
+                out = reader.feed(body)
+                if not gate.lets_pass():
+                    out = await self._weighed(gate, out)
             if last:
                 await self._finish(out)
             elif out is body:

@@ -38,12 +38,10 @@ class StreamGate:
         """Read the next bytes; returns those that the client may have now."""
         if len(body) <= PIECE_BYTES:
             out = self._reader.feed(body)
-            if not self._held and not self._reader.unfinished and not self._meter.behind():
-                return out
-            return await self._weigh(out)
+            return out if self.lets_pass() else await self.weigh(out)
         passed = []
         for at in range(0, len(body), PIECE_BYTES):
-            passed.append(await self._weigh(self._reader.feed(body[at : at + PIECE_BYTES])))
+            passed.append(await self.weigh(self._reader.feed(body[at : at + PIECE_BYTES])))
             if self.shut:
                 break
         return b"".join(passed)
@@ -76,7 +74,14 @@ class StreamGate:
         """Count what has passed, and ask for nothing more."""
         self._meter.close()
 
-    async def _weigh(self, out: bytes) -> bytes:
+    def lets_pass(self) -> bool:
+        """Whether what the reader has just given out may pass at once, as nearly every chunk may: it ends with an
+        event, nothing is held back, and there is room.
+        """
+        return not self._held and not self._reader.unfinished and not self._meter.behind()
+
+    async def weigh(self, out: bytes) -> bytes:
+        """What may pass of what the reader has just given out."""
         goes_on = not self._meter.behind() or await self._meter.advance()
         self.shut = not goes_on
         if not goes_on and self._meter.overrun:
