@@ -280,4 +280,5 @@ def _added(base: TokenUsage, more: Mapping[str, int]) -> TokenUsage:
         character=base.character,
         second=base.second,
         anomalous=usage.anomalous or base.anomalous,
+        largest_prompt=base.largest_prompt,
     )
