@@ -5,8 +5,12 @@ with SQLite's own waiting switched off. If another process is writing, the task 
 on, nothing is ever cancelled half way, and no thread holds the file's lock while it waits for the interpreter's.
 (SQLite's busy handler in a thread was measured to starve whole processes for seconds.)
 
+Transactions that meet go together: the first of an event loop's tick runs at once, all others of that tick, and those
+that had to wait for another process, share one transaction, each behind a savepoint of its own. A page that they all
+change is then written once, and processes take turns of many calls instead of fighting for each.
+
 What may take long goes to threads with connections of their own: reading much, upkeep, checkpoints, and with `full`
-synchronisation every write, because each then waits for the disk.
+synchronisation every group of writes, because each then waits for the disk.
 """
 
 from __future__ import annotations
@@ -20,12 +24,13 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from ..errors import StoreError
-from .base import UnwritableError
-from .sqlite_errors import BusyError, explain
+from .sqlite_errors import BusyError, explain, translate
+from .sqlite_groups import Courtesy, Queue, Waiting, run_group
 from .sqlite_schema import configure, prepare
 from .sqlite_sql import SQL
 
@@ -36,6 +41,10 @@ CHECKPOINT_EVERY = 500
 SPINS = 20
 """Tries that only let other tasks run in between: most transactions of others end within them."""
 POLL_S = 0.001
+LONG_S = 0.004
+"""Who has waited for so long asks the other processes to let it go first."""
+PATIENCE_S = 0.05
+"""So long a process lets others go first, one after the other."""
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -64,9 +73,8 @@ class Database:
         self._reading: Lane | None = None
         self._pid = 0
         self._front_lock = threading.Lock()
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
-        self._waiting: set[object] = set()
-        """Operations that wait for their turn; while there are any, later ones queue behind them."""
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Queue] = WeakKeyDictionary()
+        self._courtesy: Courtesy | None = None
         self._commits = 0
         self._checkpointing: Future[None] | None = None
 
@@ -74,8 +82,8 @@ class Database:
         if self._front is not None and self._pid != os.getpid():
             _inherited.extend((self._front, self._upkeep, self._reading))
             self._front = self._checkpointing = None
-            self._waiting.clear()
-        async with self._turn():
+            self._loops.clear()
+        async with self._here().turn:
             if self._front is None:
                 self._front_lock = threading.Lock()
                 await _finished(asyncio.get_running_loop().run_in_executor(None, self._connect))
@@ -97,6 +105,7 @@ class Database:
             front, upkeep, reading = connections
             connections = []
             self._upkeep, self._reading = Lane(upkeep, "upkeep"), Lane(reading, "reading")
+            self._courtesy = Courtesy(self.path)
             self._pid = os.getpid()
             self._front = front
         finally:
@@ -104,7 +113,10 @@ class Database:
                 connection.close()
 
     async def close(self) -> None:
-        async with self._turn():
+        here = self._here()
+        if here.grouping is not None and self._pid == os.getpid():
+            await asyncio.wait([here.grouping])  # what waits ends first
+        async with here.turn:
             front, upkeep, reading = self._front, self._upkeep, self._reading
             if front is None or upkeep is None or reading is None:
                 return
@@ -112,6 +124,9 @@ class Database:
             if self._pid != os.getpid():
                 _inherited.extend((front, upkeep, reading))
                 return
+            if self._courtesy is not None:
+                self._courtesy.close()
+                self._courtesy = None
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(reading.thread, reading.connection.close)
             # The last to close merges the WAL into the file, which waits for the disk.
@@ -124,23 +139,97 @@ class Database:
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction that can write."""
-        if self._full_sync:
-            return await self.write_aside(work)
-        if not self._waiting:
+        here = self._here()
+        if not self._full_sync and here.is_free:
             try:
-                return self._on_front("BEGIN IMMEDIATE", work)
+                return self._write_now(here, work)
             except BusyError:
                 pass
-        return await self._in_turn(lambda: _done(self._on_front("BEGIN IMMEDIATE", work)))
+        self._check()
+        waiting: Waiting[T] = Waiting(work, time.monotonic() + self._lock_timeout_s)
+        here.waiting.append(waiting)
+        if here.grouping is None or here.grouping.done():
+            here.grouping = waiting.loop.create_task(self._write_groups(here), name="askii-sqlite-groups")
+        return await waiting.result()
 
     def write_at_once(self, work: Work[T]) -> T | None:
         """Like `write`, if nobody else is writing and no disk has to be waited for; else None, and nothing is done."""
-        if self._full_sync or self._waiting:
+        here = self._here()
+        if self._full_sync or not here.is_free:
             return None
         try:
-            return self._on_front("BEGIN IMMEDIATE", work)
+            return self._write_now(here, work)
         except BusyError:
             return None
+
+    def _here(self) -> Queue:
+        loop = asyncio.get_running_loop()
+        here = self._loops.get(loop)
+        if here is None:
+            here = self._loops[loop] = Queue()
+        return here
+
+    def _write_now(self, here: Queue, work: Work[T]) -> T:
+        if self._courtesy is not None and self._courtesy.is_asked():
+            raise BusyError(f"another process waits to write to {self.path}")
+        result = self._on_front("BEGIN IMMEDIATE", work)
+        here.begin_tick()
+        return result
+
+    async def _write_groups(self, here: Queue) -> None:
+        """Write what waits, a group at a time, until nothing does."""
+        while here.waiting:
+            began_s = time.monotonic()
+            while not await self._write_group(here, time.monotonic() - began_s):
+                pass
+            if here.waiting:
+                await asyncio.sleep(0)
+
+    async def _write_group(self, here: Queue, waited_s: float) -> bool:
+        """Try to write a group. False: not yet, another process is writing."""
+        courtesy = self._courtesy
+        if courtesy is not None:
+            if waited_s > LONG_S:
+                courtesy.claim()
+            if waited_s < PATIENCE_S and courtesy.is_asked():
+                await asyncio.sleep(POLL_S)
+                return False
+        async with here.turn:
+            group = here.next_group()
+            begin: Work[None] = partial(run_group, group=group)
+            try:
+                if not group:
+                    pass
+                elif self._full_sync:
+                    await self._on_lane(self._upkeep, "BEGIN IMMEDIATE", begin)
+                else:
+                    self._on_front("BEGIN IMMEDIATE", begin)
+            except BusyError as error:
+                self._put_back(here, group, error)
+            except Exception as error:  # noqa: BLE001 - each of them gets it
+                for waiting in group:
+                    waiting.fail(error)
+                group = []
+            else:
+                for waiting in group:
+                    waiting.finish(self.path)
+                group = []
+        if not group:
+            if courtesy is not None:
+                courtesy.yield_claim()
+            return True
+        await asyncio.sleep(0 if waited_s < POLL_S else POLL_S)
+        return False
+
+    def _put_back(self, here: Queue, group: list[Waiting[Any]], error: BusyError) -> None:
+        """Try again later, except those that have waited long enough."""
+        now_s = time.monotonic()
+        late = StoreError(f"{error}; gave up after {self._lock_timeout_s:g} s")
+        for waiting in reversed(group):
+            if waiting.give_up_s <= now_s:
+                waiting.fail(late)
+            else:
+                here.waiting.appendleft(waiting)
 
     async def read(self, work: Work[T]) -> T:
         """Run `work`, which is short, on one snapshot."""
@@ -151,24 +240,18 @@ class Database:
 
     async def write_aside(self, work: Work[T]) -> T:
         """Like `write`, in a thread."""
-        return await self._in_turn(lambda: self._on_lane(self._upkeep, "BEGIN IMMEDIATE", work))
+        give_up_s = time.monotonic() + self._lock_timeout_s  # the turns of others count: they wait for the same lock
+        here = self._here()
+        here.aside += 1
+        try:
+            async with here.turn:
+                return await self._until_free(lambda: self._on_lane(self._upkeep, "BEGIN IMMEDIATE", work), give_up_s)
+        finally:
+            here.aside -= 1
 
     async def read_aside(self, work: Work[T]) -> T:
         """Like `read`, in a thread: for what may take long."""
         return await self._until_free(lambda: self._on_lane(self._reading, "BEGIN", work))
-
-    def _turn(self) -> asyncio.Lock:
-        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-
-    async def _in_turn(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        give_up_s = time.monotonic() + self._lock_timeout_s  # the turns of others count: they wait for the same lock
-        ticket = object()
-        self._waiting.add(ticket)
-        try:
-            async with self._turn():
-                return await self._until_free(attempt, give_up_s)
-        finally:
-            self._waiting.discard(ticket)
 
     async def _until_free(self, attempt: Callable[[], Awaitable[T]], give_up_s: float | None = None) -> T:
         if give_up_s is None:
@@ -219,10 +302,8 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
-            raise explain(self.path, error) from error
-        except (OverflowError, UnicodeError) as error:
-            raise UnwritableError(f"the ledger {self.path} cannot hold a value: {error}") from error
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+            raise translate(self.path, error) from error
         if begin != "BEGIN":
             self._commits += 1
             if not self._commits % CHECKPOINT_EVERY:

@@ -39,3 +39,18 @@ def explain(path: str, error: sqlite3.Error) -> StoreError:
     kind = _KINDS.get(code, StoreError)
     advice = _ADVICE.get(code)
     return kind(f"the ledger {path} {advice} ({error})" if advice else f"the ledger {path} failed: {error}")
+
+
+def translate(path: str, error: Exception) -> Exception:
+    """Our error for what SQLite or its adapter raised; any other as it is."""
+    if isinstance(error, sqlite3.Error):
+        return explain(path, error)
+    if isinstance(error, OverflowError | UnicodeError):
+        return UnwritableError(f"the ledger {path} cannot hold a value: {error}")
+    return error
+
+
+def refusal(path: str, error: Exception) -> UnwritableError | None:
+    """Our error, if this one says that a value can never be written."""
+    ours = translate(path, error)
+    return ours if isinstance(ours, UnwritableError) else None
