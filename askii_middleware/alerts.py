@@ -17,7 +17,7 @@ from .admission import PPM
 from .budgets import FOREVER_S
 from .channels.base import AlertChannel, AlertNotice
 from .currency import Rate, nano_to_coins_text, nano_to_usd_text
-from .delivery_rounds import DeliveryOptions, LeaseLostError, Rounds
+from .delivery_rounds import DeliveryOptions, Rounds
 from .standing import share_used, standing
 from .stores.base import CHANNEL_PREFIX, Alert, Store
 
@@ -84,20 +84,19 @@ class AlertWorker(Rounds):
     async def _deliver(self) -> bool:
         alerts = await self._store.fetch_alerts(self._lease, BATCH)
         for alert in alerts:
-            await self._hold_lease()
+            await self._confirm()
+            (lease,) = self._held.values()
             problem = await self._try(notice_of(alert, self._rate()))
             if problem is not None:
-                self._failures += 1
-                pause_s = self._o.back_off_s(self._failures)
-                self._retry_at_s = self._o.clock() + pause_s
+                pause_s = self._o.back_off_s(lease.failures + 1)
+                self._pause(self._o.clock() + pause_s, lease.failures + 1)
                 self._o.on_result(self.channel.name, "error", 1)
                 logger.warning("%s: alert %s waits %.1f s: %s", self._what, alert.id, pause_s, problem)
                 break
-            self._failures = 0
+            self._pause(0.0, 0)
             self._o.on_result(self.channel.name, "delivered", 1)
-            assert self._token is not None
-            if not await self._store.acknowledge_alerts(self._lease, self._token, alert.seq):
-                raise LeaseLostError
+            if not await self._store.acknowledge_alerts(self._lease, lease.token, alert.seq):
+                self._lost([lease.partition])
         return bool(alerts)
 
     async def _try(self, notice: AlertNotice) -> str | None:

@@ -1,8 +1,11 @@
 """From the outbox to the sinks: one task per sink, so that none waits for another. Alerts go to their channels in the
 same way, see `alerts`.
 
-Each round takes or renews the sink's lease, fetches a batch, sends it and writes down what became of it, fenced by the
-lease's token. A crash anywhere in between only means that the same bytes are sent again. Three kinds of trouble:
+The processes that share a store share each sink's partitions of tenants evenly. A round takes, renews or gives up
+leases, fetches a batch from all its partitions together, sends it and writes down what became of it, fenced by each
+partition's token: what was lost meanwhile is left out, the rest is written. A crash anywhere in between only means that
+the same bytes are sent again, once the leases of that process have run out. Three kinds of trouble, none of which
+reaches partitions of other processes:
 
 - A record the sink rejects goes to the dead letters; one it wants *again* waits on its own, the others go on.
 - While the sink cannot be reached, is busy or misconfigured, nothing moves and the order stays. The pause is kept in
@@ -35,7 +38,9 @@ class DeliveryLoop(RoundTasks):
 
     Args:
         owner: names this process among those that share the store; unique for each start.
-        lease_s: how long other processes wait after this one has died.
+        lease_s: how long the partitions of a process that died wait, until others ask for them. Everyone asks after a
+            third of it, or what it is above `send_timeout_s`, if that is less: so leases are renewed, and partitions
+            pass to processes that joined.
         send_timeout_s: one `send` as a whole; below `lease_s`, so that no send outlives its lease.
         idle_s: how often to look for what other processes have recorded.
         linger_s: how long to gather records after `wake`, so that a busy time makes batches.
@@ -53,7 +58,7 @@ class DeliveryLoop(RoundTasks):
         *,
         clock: Callable[[], float] = time.time,
         owner: str,
-        lease_s: float = 30.0,
+        lease_s: float = 24.0,
         send_timeout_s: float = 22.0,
         idle_s: float = 1.0,
         linger_s: float = 0.05,

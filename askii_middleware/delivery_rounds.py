@@ -1,5 +1,9 @@
-"""Rounds of delivery to one receiver under its lease, and the tasks that make them. What is delivered, and what becomes
-of it, is for those who derive from it: see `delivery` for records and `alerts` for alerts.
+"""Rounds of delivery to one receiver under leases, and the tasks that make them. What is delivered, and what becomes of
+it, is for those who derive from it: see `delivery` for records and `alerts` for alerts.
+
+A receiver has partitions, which the processes that deliver to it share (an alert channel has one). A round is for those
+partitions that we have and that are not paused. What we have changes at the beginning of a round, where nothing is on
+its way; a partition that is lost later than that drops out of the round, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -7,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
 from .errors import StoreError
-from .stores.base import Store
+from .stores.base import Lease, Store
 
 logger = logging.getLogger("askii_middleware.delivery")
 
@@ -22,7 +26,7 @@ OnResult = Callable[[str, str, int], None]
 """
 
 CLOSE_S = 5.0
-"""How long giving back a lease, or ending a cancelled send, may take."""
+"""How long giving back the leases, or ending a cancelled send, may take."""
 MAX_PAUSE_S = 3600.0
 """The longest pause a receiver can ask for."""
 
@@ -48,7 +52,7 @@ class DeliveryOptions(NamedTuple):
 
 
 class LeaseLostError(Exception):
-    """Another owner delivers to this receiver now."""
+    """Other owners deliver all that this round was for."""
 
 
 class Rounds(ABC):
@@ -64,10 +68,11 @@ class Rounds(ABC):
         self._lease = lease
         self._what = what
         self._o = options
-        self._token: int | None = None
-        self._lease_until_s = 0.0
-        self._retry_at_s = 0.0
-        self._failures = 0
+        self._held: dict[int, Lease] = {}
+        """By partition, with the pause and the failures that we know of."""
+        self._asked_s: float | None = None
+        self._round: set[int] = set()
+        """The partitions this round is for, as long as we have them."""
         self._store_failures = 0
         self._drained = False
         self.reset()
@@ -77,7 +82,7 @@ class Rounds(ABC):
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._deaf = False
-        """Set while a wake changes nothing: in a pause, or while another process has the lease."""
+        """Set while a wake changes nothing: in a pause, or while other processes have all partitions."""
         self._asked = self._answered = 0
         """Flushes asked for, and those whose round has ended with nothing more to do."""
         self._answer = False
@@ -124,7 +129,8 @@ class Rounds(ABC):
             if wait_s <= 0:
                 await asyncio.sleep(0)
                 continue
-            if not self._deaf or self._token is None or self._o.clock() + wait_s > self._flush_until_s:
+            resumes_s = max(self._o.clock() + wait_s, *(lease.retry_at_s for lease in self._held.values()), 0.0)
+            if self._drained or not self._held or resumes_s > self._flush_until_s:
                 self._answered, self._answer = asked, self._drained
                 self._quiet.set()
             await self._sleep(wait_s)
@@ -144,51 +150,84 @@ class Rounds(ABC):
         """
         self._drained = False
         try:
-            await self._hold_lease()
+            if self._asked_for() >= min(self._o.lease_s / 3, self._o.lease_s - self._o.send_timeout_s):
+                await self._ask()
             if (wait_s := self._pause_left_s()) > 0:
                 return wait_s
-            if not await self._deliver():
-                self._drained = True
-                return self._o.idle_s
+            now_s = self._o.clock()
+            self._round = {lease.partition for lease in self._held.values() if lease.retry_at_s <= now_s}
+            if self._round and not await self._deliver():
+                paused = [lease.retry_at_s - now_s for lease in self._held.values() if lease.retry_at_s > now_s]
+                self._drained = not paused
+                return min([self._o.idle_s, *paused])
         except LeaseLostError:
-            self._token = None
+            logger.debug("%s: other processes took over all partitions of this round", self._what)
+        if not self._held:
             self._deaf = True
             return self._o.lease_s / 3
         return self._pause_left_s()
 
     @abstractmethod
     async def _deliver(self) -> bool:
-        """Send what waits and write down what became of it. False: nothing waits. Raises LeaseLostError, StoreError."""
+        """Send what waits in the round's partitions and write down what became of it. False: nothing waits. Raises
+        LeaseLostError, StoreError.
+        """
 
     async def give_back(self) -> None:
-        """End the lease, so that another process need not wait until it runs out."""
-        if self._token is None:
+        """End the leases and our share, so that other processes need not wait until they run out."""
+        if self._asked_s is None:
             return
-        self._token = None
+        self._held, self._asked_s = {}, None
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._store.lease(self._lease, self._o.owner, 0.0)
         except (StoreError, TimeoutError) as error:
-            logger.warning("%s: the lease was not given back and runs out by itself: %s", self._what, error)
+            logger.warning("%s: the leases were not given back and run out by themselves: %s", self._what, error)
 
-    async def _hold_lease(self) -> None:
-        """Make sure that the lease outlives one send. Raises LeaseLostError."""
-        now_s = self._o.clock()
-        if self._token is not None and self._lease_until_s - now_s > self._o.send_timeout_s:
-            return
-        lease = await self._store.lease(self._lease, self._o.owner, self._o.lease_s)
-        if lease is None or (self._token is not None and lease.token != self._token):
-            raise LeaseLostError  # or it was lost for a while: what was fetched before may be delivered by now
-        self._lease_until_s = now_s + self._o.lease_s
-        if self._token is None:
-            self._token, self._retry_at_s, self._failures = lease
+    def _asked_for(self) -> float:
+        """Seconds since the last ask; without end, if there was none or the clock was set back."""
+        age_s = float("inf") if self._asked_s is None else self._o.clock() - self._asked_s
+        return age_s if age_s >= 0 else float("inf")
+
+    async def _ask(self) -> None:
+        """Take, renew or give up leases. What was lost for a while may be delivered by now: it leaves the round."""
+        now_s, before = self._o.clock(), self._held
+        leases = await self._store.lease(self._lease, self._o.owner, self._o.lease_s)
+        self._asked_s = now_s
+        kept = {n: known for n, token, _, _ in leases if (known := before.get(n)) is not None and known.token == token}
+        self._held = {lease.partition: kept.get(lease.partition, lease) for lease in leases}
+        self._round &= kept.keys()
+
+    async def _confirm(self) -> None:
+        """Make sure that the round's leases outlive one send. Raises LeaseLostError if none is left."""
+        if self._asked_for() >= self._o.lease_s - self._o.send_timeout_s:
+            await self._ask()
+        if not self._round:
+            raise LeaseLostError
+
+    def _lost(self, partitions: Iterable[int]) -> None:
+        """Somebody else delivers these now. Raises LeaseLostError if the round has no other."""
+        for partition in partitions:
+            self._held.pop(partition, None)
+            self._round.discard(partition)
+        if not self._round:
+            raise LeaseLostError
+
+    def _pause(self, retry_at_s: float, failures: int) -> None:
+        """Remember the round's pause."""
+        for n in self._round:
+            self._held[n] = self._held[n]._replace(retry_at_s=retry_at_s, failures=failures)
 
     def _pause_left_s(self) -> float:
+        """Until the first partition that we have may be sent to."""
         now_s = self._o.clock()
-        # Further away than any pause can be: the clock was set back. Without the bound it would be waited for.
-        self._retry_at_s = min(self._retry_at_s, now_s + MAX_PAUSE_S)
-        self._deaf = self._retry_at_s > now_s
-        return max(self._retry_at_s - now_s, 0.0)
+        for n, lease in self._held.items():
+            # Further away than any pause can be: the clock was set back. Without the bound it would be waited for.
+            if lease.retry_at_s > now_s + MAX_PAUSE_S:
+                self._held[n] = lease._replace(retry_at_s=now_s + MAX_PAUSE_S)
+        left_s = max(min((lease.retry_at_s for lease in self._held.values()), default=0.0) - now_s, 0.0)
+        self._deaf = left_s > 0
+        return left_s
 
 
 class RoundTasks:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .delivery_rounds import MAX_PAUSE_S, DeliveryOptions, LeaseLostError, Rounds
+from .delivery_rounds import MAX_PAUSE_S, DeliveryOptions, Rounds
 from .records import UsageRecord, decode_record
 from .sinks.base import BACK_OFF, Delivery, Sink, Verdict
 from .stores.base import Entry, Outcome, Store
@@ -22,10 +22,10 @@ ISOLATE_MISSES = 32
 """Failed sends one search may cost. The search after the next failure goes on where this one ended."""
 MAX_ATTEMPTS = 12
 """Tries of a record that fails alone while others are delivered, before it goes to the dead letters."""
-MAX_BATCH = 500
-"""Records decoded at once (about 1 ms of the event loop), and how far a search looks ahead: fewer causes in a row
-never hide the healthy records behind them.
-"""
+MAX_BATCH = 200
+"""Records sent at once: to decode, count and acknowledge them takes about 1 ms of the event loop."""
+SEARCHED = 500
+"""How far a search looks ahead: fewer causes in a row never hide the healthy records behind them."""
 _ALARM_EVERY_S = 60.0
 
 
@@ -54,12 +54,12 @@ class SinkWorker(Rounds):
         self._alarm_logged_s = float("-inf")
         self._alive = False
         """Whether this round has delivered anything: the sink works, so what fails alone is itself the cause."""
-        self._searched_seq = 0
-        """Up to here new records have failed alone since the last delivery."""
+        self._searched: dict[int, int] = {}
+        """Up to here, by partition, new records have failed alone since the last delivery."""
 
     async def _deliver(self) -> bool:
         self._alive = False
-        entries = await self._store.fetch(self.sink.name, min(self.sink.max_batch, MAX_BATCH))
+        entries = await self._fetch(min(self.sink.max_batch, MAX_BATCH))
         if not entries:
             return False
         items, broken = _decode(entries)
@@ -73,13 +73,16 @@ class SinkWorker(Rounds):
             await self._send(later, first=False)
         return True
 
+    async def _fetch(self, limit: int) -> list[Entry]:
+        return await self._store.fetch(self.sink.name, sorted(self._round), limit)
+
     async def _send(self, items: list[_Item], *, first: bool) -> bool:
         """Send a batch and write down what became of it. False: the sink is paused."""
         tried = await self._try(items)
         if tried.delivery.pause_s is None:
             await self._write(tried.outcomes)
             return True
-        if not tried.delivery.suspect or (first and self._failures + 1 < ISOLATE_AFTER):
+        if not tried.delivery.suspect or (first and self._failures() + 1 < ISOLATE_AFTER):
             await self._write(tried.outcomes, tried)
             return False
         return await self._isolate(tried, first=first)
@@ -113,7 +116,7 @@ class SinkWorker(Rounds):
             else:
                 parts += _parts(tried.left, 2)
         if first and not self._alive:
-            self._searched_seq = alone[-1].entry.seq if alone and parts else 0
+            self._searched = {item.entry.partition: item.entry.seq for item in alone} if parts else {}
             await self._write([], paused or broke)
             return False
         # Records that had trouble before never stand in the way of others: all of them wait, each for itself.
@@ -121,22 +124,34 @@ class SinkWorker(Rounds):
         await self._write([self._later(item, broke.reason) for item in waiting], paused)
         return paused is None
 
+    def _failures(self) -> int:
+        """Failures in a row of the round's partitions: the highest, since all go out together."""
+        return max((self._held[n].failures for n in self._round), default=0)
+
     async def _search_from(self) -> tuple[list[_Item], list[list[_Item]]]:
         """New records that failed alone in earlier searches, and the parts to try now, the next one last."""
-        items, _ = _decode(await self._store.fetch(self.sink.name, MAX_BATCH))
-        fresh = [item for item in items if item.entry.attempts == 0]
-        known = [item for item in fresh if item.entry.seq <= self._searched_seq]
-        return known, _parts(fresh[len(known) :], -(-2 * len(fresh) // self.sink.max_batch))
+        items, _ = _decode(await self._fetch(SEARCHED))
+        known: list[_Item] = []
+        fresh: list[_Item] = []
+        for item in items:
+            if item.entry.attempts == 0:
+                (known if item.entry.seq <= self._searched.get(item.entry.partition, 0) else fresh).append(item)
+        return known, _parts(fresh, -(-2 * (len(known) + len(fresh)) // self.sink.max_batch))
 
     def _later(self, item: _Item, reason: str) -> Outcome:
         attempts = item.entry.attempts + 1
         if attempts >= MAX_ATTEMPTS and self._alive:
-            return Outcome(item.entry.seq, "dead", f"failed alone {attempts} times: {reason}")
-        return Outcome(item.entry.seq, "again", reason, self._o.back_off_s(attempts))
+            return _outcome(item, "dead", f"failed alone {attempts} times: {reason}")
+        return _outcome(item, "again", reason, self._o.back_off_s(attempts))
 
     async def _try(self, items: list[_Item]) -> _Tried:
-        """Send once. Whatever the sink raises is a failure of this batch, not of the loop."""
-        await self._hold_lease()
+        """Send once. Whatever the sink raises is a failure of this batch, not of the loop. What belongs to partitions
+        that we have lost is left out, as if it had never been fetched.
+        """
+        await self._confirm()
+        items = [item for item in items if item.entry.partition in self._round]
+        if not items:
+            return _Tried(Delivery(()), [], [], "")
         try:
             async with asyncio.timeout(self._o.send_timeout_s):
                 delivery = await self.sink.send([item.record for item in items])
@@ -161,14 +176,14 @@ class SinkWorker(Rounds):
         left: list[_Item] = []
         for item, verdict in zip(items, delivery.verdicts, strict=True):
             if verdict.result == "delivered":
-                outcomes.append(Outcome(item.entry.seq, "delivered"))
+                outcomes.append(_outcome(item, "delivered"))
             elif verdict.result == "rejected":
-                outcomes.append(Outcome(item.entry.seq, "dead", verdict.reason))
+                outcomes.append(_outcome(item, "dead", verdict.reason))
             elif verdict.result == "kept" or (verdict.result == "again" and delivery.pause_s is not None):
                 left.append(item)
             elif verdict.result == "again":
                 after_s = verdict.after_s or self._o.back_off_s(item.entry.attempts + 1)
-                outcomes.append(Outcome(item.entry.seq, "again", verdict.reason, after_s))
+                outcomes.append(_outcome(item, "again", verdict.reason, after_s))
             else:
                 raise ValueError(f"unknown verdict {verdict.result!r}")
         if not outcomes and delivery.pause_s is None:
@@ -177,26 +192,29 @@ class SinkWorker(Rounds):
         return outcomes, left
 
     async def _write(self, outcomes: list[Outcome], paused: _Tried | None = None, *, keep: bool = False) -> None:
-        """Write outcomes and the sink's back-off; `keep` leaves that as it is. Raises LeaseLostError; nothing is
-        written then.
+        """Write outcomes and the round's back-off; `keep` leaves that as it is. Nothing is written for partitions that
+        we have lost. Raises LeaseLostError if these are all.
         """
-        failures, retry_at_s = (self._failures, self._retry_at_s) if keep else (0, 0.0)
+        leases = [self._held[n] for n in sorted(self._round)]
+        failures, retry_at_s = self._failures() if keep else 0, 0.0
         if paused is not None:
             pause_s = min(paused.delivery.pause_s or BACK_OFF, MAX_PAUSE_S)
-            failures = self._failures
+            failures = self._failures()
             if pause_s == BACK_OFF:
                 failures = 1 if self._alive else failures + 1
                 pause_s = self._o.back_off_s(failures)
             retry_at_s = self._o.clock() + pause_s
-        if outcomes or (retry_at_s, failures) != (self._retry_at_s, self._failures):
-            assert self._token is not None
-            if not await self._store.acknowledge(
-                self.sink.name, self._token, outcomes, retry_at_s=retry_at_s, failures=failures
-            ):
-                raise LeaseLostError
-        self._retry_at_s, self._failures = retry_at_s, failures
+        changed = any((lease.retry_at_s, lease.failures) != (retry_at_s, failures) for lease in leases)
+        if outcomes or (changed and not keep):
+            lost = await self._store.acknowledge(
+                self.sink.name, leases, outcomes, retry_at_s=retry_at_s, failures=failures
+            )
+            if lost:
+                self._lost(lost)
+                outcomes = [outcome for outcome in outcomes if outcome.partition not in lost]
+        self._pause(retry_at_s, failures)
         if self._alive:
-            self._searched_seq = 0
+            self._searched = {}
         for result in ("delivered", "dead", "again"):
             count = sum(outcome.result == result for outcome in outcomes)
             if count:
@@ -214,6 +232,10 @@ class SinkWorker(Rounds):
             self._alarm_logged_s = now_s
         if alarm or self._alive:
             self.alarm = alarm
+
+
+def _outcome(item: _Item, result: str, reason: str = "", after_s: float = 0.0) -> Outcome:
+    return Outcome(item.entry.partition, item.entry.seq, result, reason, after_s)
 
 
 def _failed(reason: str) -> Delivery:
@@ -234,5 +256,5 @@ def _decode(entries: Sequence[Entry]) -> tuple[list[_Item], list[Outcome]]:
         try:
             items.append(_Item(entry, decode_record(entry.record)))
         except msgspec.MsgspecError as error:
-            broken.append(Outcome(entry.seq, "dead", f"not a usage record: {error}"))
+            broken.append(Outcome(entry.partition, entry.seq, "dead", f"not a usage record: {error}"))
     return items, broken

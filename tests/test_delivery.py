@@ -21,7 +21,7 @@ from askii_middleware.errors import ConfigurationError, StoreError
 from askii_middleware.records import UsageRecord
 from askii_middleware.sinks.base import BACK_OFF, DELIVERED, KEPT, Delivery, Sink, Verdict
 from askii_middleware.sinks.memory import MemorySink
-from askii_middleware.stores.base import Store
+from askii_middleware.stores.base import Outcome, Store
 from askii_middleware.stores.memory import MemoryStore
 
 from .sinks.support import FakeClock, ScriptedSink, drain, put, record, worker_for
@@ -202,9 +202,8 @@ async def test_success_ends_the_back_off(store: Store, clock: FakeClock) -> None
     worker = await worker_for(store, ScriptedSink(script=[down, down]), clock)
     await put(store, record(1))
     await drain(worker, clock)
-    lease = await store.lease("sink", "w1", 30.0)
-    assert lease is not None
-    assert (lease.retry_at_s, lease.failures) == (0.0, 0)
+    leases = await store.lease("sink", "w1", 30.0)
+    assert {(lease.retry_at_s, lease.failures) for lease in leases} == {(0.0, 0)}
 
 
 @pytest.mark.parametrize("poisoned", [0, 1, 37, 98, 99])
@@ -355,7 +354,7 @@ async def test_a_sink_that_resists_its_cancellation_keeps_its_lease(
     loop.start()
     (task,) = loop._tasks
     assert await loop.stop(0.02) is False
-    assert await store.lease("sink", "w2", 30.0) is None
+    assert await store.lease("sink", "w2", 30.0) == []
     release.set()
     await asyncio.wait([task], timeout=5.0)
     assert task.done()
@@ -400,8 +399,9 @@ async def test_bytes_that_are_no_record_become_a_dead_letter_and_the_rest_goes_o
     await put(store, record(1), record(2))
     fetch = store.fetch
 
-    async def damaged(name: str, limit: int) -> list[Any]:
-        return [e._replace(record=b'{"kind":') if e.call_id == "call-00001" else e for e in await fetch(name, limit)]
+    async def damaged(name: str, partitions: Sequence[int], limit: int) -> list[Any]:
+        found = await fetch(name, partitions, limit)
+        return [e._replace(record=b'{"kind":') if e.call_id == "call-00001" else e for e in found]
 
     monkeypatch.setattr(store, "fetch", damaged)
     await drain(worker, clock)
@@ -461,7 +461,7 @@ async def test_an_owner_whose_lease_was_taken_during_a_send_writes_nothing_and_s
 ) -> None:
     async def stall(records: Sequence[UsageRecord]) -> Delivery:
         clock.advance(31.0)  # the process was suspended
-        assert await store.lease("sink", "w2", 30.0) is not None
+        assert await store.lease("sink", "w2", 30.0) != []
         return Delivery((Verdict("rejected", "x"),) * len(records))
 
     sink = ScriptedSink(script=[stall])
@@ -474,33 +474,45 @@ async def test_an_owner_whose_lease_was_taken_during_a_send_writes_nothing_and_s
     assert len(sink.sent) == 1
 
 
-async def test_the_lease_is_renewed_before_a_send_could_outlive_it(store: Store, clock: FakeClock) -> None:
-    async def slow(records: Sequence[UsageRecord]) -> Delivery:
-        clock.advance(9.0)
-        return Delivery((DELIVERED,) * len(records))
+async def test_the_lease_is_renewed_before_a_send_could_outlive_it(
+    store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, asked = store.lease, []
 
-    sink = ScriptedSink(script=[slow] * 10, max_batch=1)
+    async def noted(*arguments: Any) -> Any:
+        asked.append(clock())
+        return await lease(*arguments)
+
+    monkeypatch.setattr(store, "lease", noted)
+
+    async def slow(records: Sequence[UsageRecord]) -> Delivery:
+        assert clock() + 22.0 <= asked[-1] + 30.0
+        clock.advance(7.0)
+        return Delivery((DELIVERED,) * len(records)) if len(records) < 2 else paused(records, suspect=True)
+
+    sink = ScriptedSink(script=[slow] * 50, max_batch=4)
     worker = await worker_for(store, sink, clock)
-    await put(store, *(record(n) for n in range(10)))
-    for _ in range(10):
-        await worker.round()
-        assert await store.lease("sink", "w2", 30.0) is None
-    assert sink.delivered == []
+    await put(store, *(record(n) for n in range(4)))
+    await drain(worker, clock)
     assert await store.pending() == {"sink": 0}
+    assert len(sink.sent) > len(asked) > 2  # neither at every send nor at every round only
 
 
 async def test_the_same_owner_that_lost_and_regained_its_lease_fetches_anew(store: Store, clock: FakeClock) -> None:
     async def stall(records: Sequence[UsageRecord]) -> Delivery:
         clock.advance(31.0)
-        lease = await store.lease("sink", "w2", 0.0)
-        assert lease is not None
+        leases = await store.lease("sink", "w2", 1.0)
+        (first, _) = await store.fetch("sink", [lease.partition for lease in leases], 9)
+        assert await store.acknowledge("sink", leases, [Outcome(first.partition, first.seq, "delivered")]) == []
+        assert await store.lease("sink", "w2", 0.0) == []
         return paused(records, suspect=True)
 
-    sink = ScriptedSink(script=[RuntimeError(), RuntimeError(), stall])
+    sink = ScriptedSink(script=[RuntimeError(), RuntimeError(), RuntimeError(), stall])
     worker = await worker_for(store, sink, clock)
     await put(store, record(1), record(2))
     await drain(worker, clock)
-    assert sink.delivered == ids(1, 2)
+    assert sink.sent == [ids(1, 2)] * 4 + [ids(2)]
+    assert sink.delivered == ids(2)
 
 
 # The running loop -----------------------------------------------------------------------------------------------------
@@ -619,7 +631,7 @@ async def test_a_lease_that_cannot_be_given_back_is_left_to_run_out(
     await worker.round()
     monkeypatch.setattr(store, "lease", gone)
     await worker.give_back()
-    assert "runs out by itself: gone" in caplog.text
+    assert "run out by themselves: gone" in caplog.text
 
 
 async def test_a_busy_receiver_found_during_a_search_ends_it_and_keeps_what_was_learnt(
@@ -680,7 +692,7 @@ async def test_stop_does_not_wait_for_a_pause_that_outlasts_it(store: Store) -> 
 async def test_stop_does_not_wait_for_another_process_that_holds_the_lease(store: Store) -> None:
     sink = ScriptedSink()
     await store.register_sinks([sink.name])
-    assert await store.lease("sink", "other", 1e9) is not None
+    assert len(await store.lease("sink", "other", 1e9)) == 16
     loop = loop_over(store, sink)
     loop.start()
     await put(store, record(1))
@@ -726,11 +738,11 @@ async def test_delivery_survives_a_store_that_is_away_for_a_while(
     await store.register_sinks([sink.name])
     fetch, failures = store.fetch, iter([StoreError("gone"), RuntimeError("bug"), StoreError("gone")])
 
-    async def flaky(name: str, limit: int) -> Any:
+    async def flaky(name: str, partitions: Sequence[int], limit: int) -> Any:
         error = next(failures, None)
         if error is not None:
             raise error
-        return await fetch(name, limit)
+        return await fetch(name, partitions, limit)
 
     monkeypatch.setattr(store, "fetch", flaky)
     loop = loop_over(store, sink, base_backoff_s=0.005)
@@ -786,7 +798,7 @@ async def test_the_event_loop_is_never_held_for_long_by_large_batches(store: Sto
     while not worker._drained:
         await worker.round()
         rounds += 1
-    assert rounds == 5  # four times 500, and the empty one
+    assert rounds == 11  # ten times 200, and the empty one
 
 
 @pytest.mark.parametrize(

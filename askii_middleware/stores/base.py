@@ -16,34 +16,53 @@ from .rows import (
     CHANNEL_PREFIX,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
+    PARTITIONS,
     AggregateRow,
     Alert,
+    CreditAsk,
+    CreditLine,
+    CreditRow,
+    CreditUse,
     DeadLetter,
+    Drawn,
+    DrawRequest,
     Entry,
+    Item,
     KeyRow,
     Lease,
     Operation,
     Outcome,
+    Promotion,
     Settled,
     Settlement,
     SpendRow,
     Totals,
     complete_record,
+    partition_of,
 )
 
 __all__ = [
     "CHANNEL_PREFIX",
     "MAX_KEY_CHARS",
     "MAX_PAYLOAD_BYTES",
+    "PARTITIONS",
     "AggregateRow",
     "Alert",
+    "CreditAsk",
+    "CreditLine",
+    "CreditRow",
+    "CreditUse",
     "DeadLetter",
     "DeadWorkerError",
+    "DrawRequest",
+    "Drawn",
     "Entry",
+    "Item",
     "KeyRow",
     "Lease",
     "Operation",
     "Outcome",
+    "Promotion",
     "Settled",
     "Settlement",
     "SpendRow",
@@ -52,6 +71,7 @@ __all__ = [
     "Totals",
     "UnwritableError",
     "complete_record",
+    "partition_of",
 ]
 
 
@@ -73,6 +93,8 @@ class Store(ABC):
     """A ledger. See the module's docstring for what all methods promise."""
 
     url: str
+    for_copy = False
+    """Open also what is marked as the target of an unfinished copy, see `copying`."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -131,6 +153,12 @@ class Store(ABC):
         return None
 
     @abstractmethod
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled | UnwritableError]:
+        """`settle` for several calls in one operation of the engine, in this order. Each stands for itself: one that
+        can never be written is answered by its error and keeps none of the others from being written.
+        """
+
+    @abstractmethod
     async def release(self, call_id: str) -> None:
         """Drop a hold, and forget the call's operation. No hold, or one already settled: nothing else happens. A lost
         one is lost no more: its end is known.
@@ -161,6 +189,35 @@ class Store(ABC):
         """Keep a worker's holds alive for `ttl_s` from now, mark the holds of dead workers as lost, and prune a bounded
         number of old rows. False: this worker's own heartbeat had run out, its holds have expired, and it must go on
         under a new name.
+        """
+
+    # Credit ---------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def draw(self, request: DrawRequest) -> Drawn:
+        """Take and give back credit, and look. Never grants what is not left: spent and held, all credit included,
+        stay within every limit. Raises StaleFormsError and DeadWorkerError.
+
+        Credit does not end with its holder's heartbeat: what a dead worker had counts as held until its window ends,
+        or `reclaim`.
+        """
+
+    @abstractmethod
+    async def promote(self, promotion: Promotion) -> None:
+        """Place a hold of `admission.hold_nano_usd` on the counters and take as much of the holder's credit on each,
+        so that what is held in all stays the same. From then on the call is as if it had been reserved. A call that
+        has a hold or a marker already: nothing happens. Raises DeadWorkerError, and StoreError where the credit is not
+        there; nothing is changed then.
+        """
+
+    @abstractmethod
+    async def credits(self) -> list[CreditRow]:
+        """All credit that is not used up, by counter and holder."""
+
+    @abstractmethod
+    async def reclaim(self, scope: str | None = None) -> list[CreditRow]:
+        """Take back the credit of workers whose heartbeat has run out, on the counters of one scope (text form) or on
+        all. Returns what was taken, as it was.
         """
 
     # Budgets, keys, reading -----------------------------------------------------------------------------------------
@@ -215,32 +272,69 @@ class Store(ABC):
         highest first. `period` only names the window.
         """
 
+    @abstractmethod
+    async def record(self, call_id: str) -> bytes | None:
+        """The stored usage record of a settled call, as long as the store keeps it."""
+
+    # Items ----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def put_item(
+        self, kind: str, name: str, value: bytes | None, *, until_s: float | None = None, only_new: bool = False
+    ) -> bool:
+        """Store, replace or (None) remove a named value. After `until_s` it is as if it was not there. False, and
+        nothing changed: with `only_new`, because there is one; without a value, because there was none.
+        """
+
+    @abstractmethod
+    async def items(self, kind: str) -> list[Item]:
+        """All values of a kind, by name."""
+
+    @abstractmethod
+    async def item_versions(self) -> dict[str, int]:
+        """For each kind a number that changes with every change of its values."""
+
     # Outbox ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     async def register_sinks(self, names: Sequence[str]) -> None:
-        """Give each new sink its place at the end of the outbox; known sinks keep theirs."""
+        """Give each new sink its places at the ends of the outbox's partitions; known sinks keep theirs."""
 
     @abstractmethod
-    async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
-        """Take or renew the right to deliver to a sink or an alert channel; None while another owner's lease runs. A
-        renewal by the same owner keeps its token. `ttl_s` 0 gives the lease back. Like the other outbox methods, raises
-        StoreError for a name that was not registered.
+    async def forget_sink(self, name: str) -> bool:
+        """Drop a sink with all that waits for it. False if there was none."""
+
+    @abstractmethod
+    async def lease(self, sink: str, owner: str, ttl_s: float) -> list[Lease]:
+        """Take or renew the right to deliver to a sink, partition by partition, or to an alert channel, which has one.
+
+        The owners that ask share a sink's partitions evenly: each keeps those it has up to its share, gives up what is
+        beyond, and takes free ones and those whose lease has run out. An owner counts until `ttl_s` after it asked
+        last. A renewal by the same owner keeps its token. `ttl_s` 0 gives all leases back and ends the owner's share.
+        Returns the leases held from now on, by partition. Like the other outbox methods, raises StoreError for a name
+        that was not registered.
         """
 
     @abstractmethod
-    async def fetch(self, sink: str, limit: int) -> list[Entry]:
-        """The next entries for a sink: those due again first, then new ones in the order of settlement. A tenant's
-        entries keep their order among first deliveries.
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
+        """The next entries of these partitions, at most `limit`: those due again first, the longest due first, then
+        new ones in the order of settlement. A tenant's entries keep their order among first deliveries.
         """
 
     @abstractmethod
     async def acknowledge(
-        self, sink: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float = 0.0, failures: int = 0
-    ) -> bool:
-        """Write what became of entries, and the sink's back-off. Entries without an outcome stay where they are.
-        False, and nothing written, if `token` is no longer the newest. Outcomes of entries that do not exist, or that
-        were delivered before, change nothing.
+        self,
+        sink: str,
+        leases: Sequence[Lease],
+        outcomes: Sequence[Outcome],
+        *,
+        retry_at_s: float = 0.0,
+        failures: int = 0,
+    ) -> list[int]:
+        """Write what became of entries, and the back-off of all leased partitions. Entries without an outcome stay
+        where they are. Returns the partitions whose lease is void, because its token is no longer the newest: nothing
+        was written for these. Outcomes of partitions without a lease here, of entries that do not exist, or that were
+        delivered before, change nothing.
         """
 
     @abstractmethod
@@ -249,7 +343,7 @@ class Store(ABC):
 
     @abstractmethod
     async def dead_letters(self, sink: str, limit: int = 100) -> list[DeadLetter]:
-        """Entries a sink has rejected for good."""
+        """Entries a sink has rejected for good, the longest rejected first."""
 
     @abstractmethod
     async def retry_dead(self, sink: str) -> int:

@@ -162,7 +162,7 @@ def lines_for(
             watches = (Watch(key, limit, terms.alert_at_ppm),)
         crowd = None
         if terms.max_values is not None:
-            shared = _shared_scope(scope, key)
+            shared = shared_scope(scope, key)
             crowd = Crowd(f"{shared}|{period}|{zone}|{span.start_s}", shared, terms.max_values)
         found.append(Line(f"{own}|{zone}|{span.start_s}", scope, period, limit, *span, terms.soft, watches, crowd))
     return tuple(found)
@@ -176,7 +176,7 @@ def _pick(pair: tuple[Window, Window] | None, at_s: float) -> Window | None:
     return None
 
 
-def _shared_scope(scope: str, key: str) -> str:
+def shared_scope(scope: str, key: str) -> str:
     """The scope of the counter that further values share: a `*`, which no value's own text can be, in place of those
     a client invented, or where the budget's `*` stand for none such, of all of them.
     """

@@ -7,16 +7,11 @@ stand before the first change, so an operation that raises has changed nothing.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import islice
-
-import msgspec
 
 from ..admission import (
     Admission,
     BudgetState,
-    BudgetTerms,
     ExtendRequest,
     Extension,
     Match,
@@ -28,53 +23,28 @@ from ..errors import StoreError
 from .base import (
     CHANNEL_PREFIX,
     Alert,
+    CreditRow,
     DeadLetter,
+    Drawn,
+    DrawRequest,
     Entry,
+    Item,
     KeyRow,
     Lease,
     Operation,
     Outcome,
+    Promotion,
     Settled,
     Settlement,
     SpendRow,
     Store,
     Totals,
-    complete_record,
+    UnwritableError,
 )
-from .lines import Crowding, Line, Resolver, crossings, lines_of, standing_on, state_of
-from .memory_aggregates import AggregateBook
-from .memory_alerts import AlertBook
-from .memory_holds import Hold, HoldBook
-from .memory_operations import OperationBook
-from .memory_outbox import MemoryOutbox
-from .rules import (
-    MARKER_S,
-    NO_HOLD,
-    admit,
-    carry,
-    check_amount,
-    check_channels,
-    check_forms,
-    check_operation,
-    check_sinks,
-    check_worker,
-    enlarge,
-    form_of,
-    may_alert,
-    repeated,
-)
-
-MARKERS_PRUNED = 10_000
-
-
-class _Done(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a settled call. Many live long, so the garbage collector is not to walk them."""
-
-    at_s: float
-    coins: int
-    late: bool
-    candidate: int
-    admitted_at_s: float
+from .lines import lines_of, state_of
+from .memory_items import ItemBook
+from .memory_ledger import MemoryLedger
+from .rules import check_channels, check_sinks
 
 
 class MemoryStore(Store):
@@ -86,22 +56,13 @@ class MemoryStore(Store):
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._book = HoldBook()
-        self._operations = OperationBook()
-        self._done: dict[str, _Done] = {}
-        self._carries: dict[str, int] = {}
-        self._aggregates = AggregateBook()
-        self._budgets: dict[str, Budget] = {}
-        self._terms: dict[str, BudgetTerms] = {}
-        self._resolver = Resolver()
-        self._forms: Counter[tuple[str, str, str]] = Counter()
-        self._forms_version = 0
-        self._alerting = 0
-        """How many stored budgets report crossings."""
+        self._ledger = ledger = MemoryLedger()
+        self._book, self._done, self._operations = ledger.book, ledger.done, ledger.operations
+        self._budgets, self._aggregates = ledger.budgets, ledger.aggregates
+        self._outbox, self._alerts = ledger.outbox, ledger.alerts
+        self._items = ItemBook()
         self._keys: dict[str, KeyRow] = {}
         self._key_ids: dict[str, str] = {}
-        self._outbox = MemoryOutbox()
-        self._alerts = AlertBook()
 
     async def open(self) -> None:
         pass
@@ -115,134 +76,34 @@ class MemoryStore(Store):
     # Admission ---------------------------------------------------------------------------------------------------
 
     async def forms(self) -> tuple[int, list[tuple[str, str, str]]]:
-        return self._forms_version, sorted(self._forms)
+        return self._budgets.forms_version, sorted(self._budgets.forms)
 
     async def reserve(self, request: ReserveRequest) -> Admission:
-        now_s = self._clock()
-        book = self._book
-        known = book.holds.get(request.call_id)
-        if known is not None:
-            return known.answer
-        done = self._done.get(request.call_id)
-        if done is not None:
-            return Admission(candidate=done.candidate, admitted_at_s=done.admitted_at_s)
-        check_forms(request, self._forms_version)
-        check_worker(request.worker, book.workers.get(request.worker), now_s)
-        lapsed = book.lapsed(now_s)
-        away = [hold for _, hold in lapsed]
-        old = book.holds.get(request.replaces) if request.replaces is not None else None
-        if old is not None and book.is_live(old, now_s):
-            away.append(old)
-        resolve = self._resolver.at(self._terms, request.windows, now_s, request.rate)
-        admission, lines = admit(request, resolve, book.reader(now_s, away), book.crowding, now_s)
-
-        for call_id, _ in lapsed:
-            book.fade(call_id, "expired", now_s)
-        if admission.candidate is not None:
-            if request.replaces is not None:
-                self._release(request.replaces, now_s)
-            hold = Hold(
-                request.worker,
-                admission.hold_nano_usd,
-                now_s + request.deadline_s,
-                tuple([(line.counter, line.end_s) for line in lines]),
-                admission,
-                request.about,
-            )
-            book.place(request.call_id, hold)
-            for line in lines:
-                if line.seats:
-                    book.seat(line)
-        return admission
+        return self._ledger.reserve(request, self._clock())
 
     async def extend(self, request: ExtendRequest) -> Extension:
-        now_s = self._clock()
-        book = self._book
-        hold = book.holds.get(request.call_id)
-        if hold is None or not book.is_live(hold, now_s):
-            return NO_HOLD
-        if request.sequence <= hold.sequence:
-            return repeated(request, hold.nano_usd)
-        read = book.reader(now_s, [lapsed for _, lapsed in book.lapsed(now_s)])
-        counters = [key for key, _ in hold.counters]
-        extension = enlarge(request, hold.nano_usd, counters, hold.answer.admitted_at_s, self._terms, read)
-        hold.sequence = request.sequence
-        book.extend(hold, extension.hold_nano_usd)
-        return extension
+        return self._ledger.extend(request, self._clock())
 
     async def settle(self, settlement: Settlement) -> Settled:
         return self.settle_at_once(settlement)
 
     def settle_at_once(self, settlement: Settlement) -> Settled:
-        now_s = self._clock()
-        book = self._book
-        call_id, cost = settlement.call_id, settlement.cost_nano_usd
-        hold = book.holds.get(call_id)
-        lines: tuple[Line, ...] = ()
-        if hold is None:
-            done = self._done.get(call_id)
-            if done is not None:
-                return Settled(done.coins, done.late, duplicate=True)
-            lines = self._lines(settlement, book.crowding)
-            counters = tuple([(line.counter, line.end_s) for line in lines])
-            late, candidate, admitted_at_s = False, 0, settlement.admitted_at_s
-        else:
-            counters = hold.counters
-            if may_alert(settlement, stored=self._alerting > 0):
-                keys = {key for key, _ in counters}
-                lines = tuple([line for line in self._lines(settlement, standing_on(keys)) if line.counter in keys])
-            late = not book.is_live(hold, now_s)
-            candidate, admitted_at_s = hold.answer.candidate or 0, hold.answer.admitted_at_s
-        check_amount(cost, "a charge")
-        for key, _ in counters:
-            check_amount(book.spent.get(key, 0) + cost, key)
-        coins, rest = carry(self._carries.get(settlement.subscription, 0), settlement)
-        record = complete_record(settlement.record, late=late, coins=coins)
+        return self._ledger.settle(settlement, self._clock())
 
-        self._aggregates.add(settlement.admitted_at_s, settlement.aggregates)  # the first change, and the last to raise
-        self._alerts.add(crossings(lines, book.spent_on, cost, now_s))
-        self._carries[settlement.subscription] = rest
-        book.charge(counters, cost)
-        if hold is not None:
-            book.lift(hold)
-            del book.holds[call_id]
-        else:
-            for line in lines:
-                book.seat(line)
-        self._operations.forget(call_id)
-        self._outbox.append(call_id, settlement.tenant, record)
-        self._done[call_id] = _Done(now_s, coins, late, candidate, admitted_at_s)
-        return Settled(coins, late, duplicate=False)
-
-    def _lines(self, settlement: Settlement, crowding: Crowding) -> tuple[Line, ...]:
-        return lines_of(
-            settlement.matches,
-            self._terms,
-            settlement.windows,
-            settlement.admitted_at_s,
-            settlement.rate,
-            crowding,
-            compute=True,
-        )
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled | UnwritableError]:
+        answers: list[Settled | UnwritableError] = []
+        for settlement in settlements:
+            try:
+                answers.append(self.settle_at_once(settlement))
+            except UnwritableError as error:
+                answers.append(error)
+        return answers
 
     async def release(self, call_id: str) -> None:
-        self._release(call_id, self._clock())
-
-    def _release(self, call_id: str, now_s: float) -> None:
-        self._book.fade(call_id, "released", now_s)
-        self._operations.forget(call_id)
+        self._ledger.release(call_id, self._clock())
 
     async def defer(self, operation: Operation) -> bool:
-        check_operation(operation)
-        call_id = operation.call_id
-        hold = self._book.holds.get(call_id)
-        over = call_id in self._done or (hold is not None and hold.state == "released")
-        if over or call_id in self._operations:
-            return True
-        if not self._operations.add(operation):
-            return False
-        self._book.defer(call_id, operation.until_s, self._clock())
-        return True
+        return self._ledger.defer(operation, self._clock())
 
     async def operation(self, key: str) -> Operation | None:
         return self._operations.find(key)
@@ -251,56 +112,41 @@ class MemoryStore(Store):
         return self._operations.overdue(limit, self._clock())
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
+        return self._ledger.heartbeat(worker, ttl_s, self._clock())
+
+    # Credit ---------------------------------------------------------------------------------------------------------
+
+    async def draw(self, request: DrawRequest) -> Drawn:
+        return self._ledger.draw(request, self._clock())
+
+    async def promote(self, promotion: Promotion) -> None:
+        self._ledger.promote(promotion, self._clock())
+
+    async def credits(self) -> list[CreditRow]:
         now_s = self._clock()
-        alive = self._book.heartbeat(worker, ttl_s, now_s)
-        self._book.prune(now_s)
-        self._operations.prune(now_s)
-        self._alerts.prune(now_s)
-        for call_id, done in list(islice(self._done.items(), MARKERS_PRUNED)):
-            if done.at_s + MARKER_S > now_s:
-                break
-            del self._done[call_id]
-        return alive
+        return self._book.credit.rows(lambda worker: self._book.is_alive(worker, now_s))
+
+    async def reclaim(self, scope: str | None = None) -> list[CreditRow]:
+        now_s = self._clock()
+        return self._book.credit.reclaim(scope, lambda worker: self._book.is_alive(worker, now_s))
 
     # Budgets, keys, reading -----------------------------------------------------------------------------------------
 
     async def set_budget(self, budget: Budget) -> None:
-        terms = budget.terms
-        before = set(self._forms)
-        self._forget(budget.key)
-        self._budgets[budget.key], self._terms[budget.key] = budget, terms
-        self._resolver.forget()
-        self._forms[form_of(budget)] += 1
-        self._alerting += bool(terms.alert_at_ppm)
-        self._forms_version += set(self._forms) != before
+        self._budgets.put(budget)
 
     async def remove_budget(self, key: str) -> bool:
-        before = set(self._forms)
-        found = self._forget(key)
-        self._forms_version += set(self._forms) != before
-        return found
-
-    def _forget(self, key: str) -> bool:
-        budget = self._budgets.pop(key, None)
-        if budget is None:
-            return False
-        self._resolver.forget()
-        self._alerting -= bool(self._terms.pop(key).alert_at_ppm)
-        form = form_of(budget)
-        self._forms[form] -= 1
-        if not self._forms[form]:
-            del self._forms[form]
-        return True
+        return self._budgets.remove(key)
 
     async def budgets(self) -> list[Budget]:
-        return [self._budgets[key] for key in sorted(self._budgets)]
+        return self._budgets.all()
 
     async def status(
         self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
     ) -> list[BudgetState]:
         now_s = self._clock()
-        read = self._book.reader(now_s, [hold for _, hold in self._book.lapsed(now_s)])
-        lines = lines_of(matches, self._terms, windows, now_s, rate, self._book.crowding, compute=True)
+        read = self._ledger.reader(now_s)
+        lines = lines_of(matches, self._budgets.terms, windows, now_s, rate, self._book.crowding, compute=True)
         return [state_of(line, read(line.counter)) for line in lines]
 
     async def put_key(self, row: KeyRow) -> None:
@@ -339,9 +185,25 @@ class MemoryStore(Store):
     async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         return self._outbox.records(after_seq, limit)
 
+    async def record(self, call_id: str) -> bytes | None:
+        return self._outbox.record(call_id)
+
     async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
         del period
         return self._aggregates.tenant_spend(*window, limit)
+
+    # Items ----------------------------------------------------------------------------------------------------------
+
+    async def put_item(
+        self, kind: str, name: str, value: bytes | None, *, until_s: float | None = None, only_new: bool = False
+    ) -> bool:
+        return self._items.put(kind, name, value, until_s=until_s, only_new=only_new, now_s=self._clock())
+
+    async def items(self, kind: str) -> list[Item]:
+        return self._items.items(kind, self._clock())
+
+    async def item_versions(self) -> dict[str, int]:
+        return self._items.versions(self._clock())
 
     # Outbox ---------------------------------------------------------------------------------------------------------
 
@@ -349,19 +211,28 @@ class MemoryStore(Store):
         check_sinks(names)
         self._outbox.register(names)
 
-    async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
+    async def forget_sink(self, name: str) -> bool:
+        return self._outbox.forget(name)
+
+    async def lease(self, sink: str, owner: str, ttl_s: float) -> list[Lease]:
         if sink.startswith(CHANNEL_PREFIX):
             return self._alerts.lease(sink, owner, ttl_s, self._clock())
         return self._outbox.lease(sink, owner, ttl_s, self._clock())
 
-    async def fetch(self, sink: str, limit: int) -> list[Entry]:
-        return self._outbox.fetch(sink, limit, self._clock())
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
+        return self._outbox.fetch(sink, partitions, limit, self._clock())
 
     async def acknowledge(
-        self, sink: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float = 0.0, failures: int = 0
-    ) -> bool:
+        self,
+        sink: str,
+        leases: Sequence[Lease],
+        outcomes: Sequence[Outcome],
+        *,
+        retry_at_s: float = 0.0,
+        failures: int = 0,
+    ) -> list[int]:
         return self._outbox.acknowledge(
-            sink, token, outcomes, retry_at_s=retry_at_s, failures=failures, now_s=self._clock()
+            sink, leases, outcomes, retry_at_s=retry_at_s, failures=failures, now_s=self._clock()
         )
 
     async def pending(self) -> dict[str, int]:

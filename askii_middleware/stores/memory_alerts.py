@@ -49,15 +49,15 @@ class AlertBook:
             raise StoreError(f"alert channel {name!r} is not registered: call register_channels first")
         return channel
 
-    def lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> Lease | None:
+    def lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> list[Lease]:
         channel = self._channel(name)
         if channel.owner != owner:
-            if channel.owner is not None and channel.lease_until_s > now_s:
-                return None
+            if ttl_s <= 0 or (channel.owner is not None and channel.lease_until_s > now_s):
+                return []
             channel.owner = owner
             channel.token += 1
         channel.lease_until_s = now_s + ttl_s
-        return Lease(channel.token, 0.0, 0)
+        return [Lease(0, channel.token, 0.0, 0)] if ttl_s > 0 else []
 
     def fetch(self, name: str, limit: int) -> list[Alert]:
         position = self._channel(name).position

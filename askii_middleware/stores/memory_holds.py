@@ -11,6 +11,7 @@ import msgspec
 
 from ..admission import Admission
 from .lines import Amounts, Line
+from .memory_credits import CreditBook
 from .rules import COUNTER_S, ELSEWHERE, MARKER_S, OVERDUE_S
 
 PRUNED_AT_ONCE = 10_000
@@ -35,7 +36,7 @@ class Hold(msgspec.Struct, eq=False, gc=False):
 
 class HoldBook:
     """Invariant: a counter's held sums are those of the holds in state `held`, and every worker with such a hold is
-    in `workers`, alive or not yet buried.
+    in `workers`, alive or not yet buried. Credit stands beside them, and no death ends it.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,9 @@ class HoldBook:
         self.holds: dict[str, Hold] = {}
         self.workers: dict[str, float] = {ELSEWHERE: inf}
         """Until when each worker's heartbeat lasts."""
+        self.credit = CreditBook()
+        self.drawn: dict[str, int] = {}
+        """The last draw of each worker that was answered."""
         self._buried: dict[str, float] = {}
         self._ending: dict[int, list[str]] = {}
         """Counters by the end of their window."""
@@ -87,12 +91,20 @@ class HoldBook:
                 self._begin(shared, line.end_s)  # whose end is theirs
             self._seats.setdefault(shared, set()).add(line.counter)
 
+    def give_credit(self, line: Line, holder: str, nano_usd: int) -> None:
+        if line.counter not in self.spent:
+            self._begin(line.counter, line.end_s)
+        self.credit.give(line.counter, holder, nano_usd)
+
+    def is_alive(self, worker: str, now_s: float) -> bool:
+        return self.workers.get(worker, 0.0) > now_s
+
     def reader(self, now_s: float, away: Sequence[Hold]) -> Callable[[str], Amounts]:
         """Reads counters as if the holds in `away` were not there."""
-        spent, holding, workers = self.spent, self.held, self.workers
+        spent, holding, workers, credit = self.spent, self.held, self.workers, self.credit.left
 
         def read(key: str) -> Amounts:
-            held = 0
+            held = credit.get(key, 0)
             if key in holding:
                 for worker, nano_usd in holding[key].items():
                     if workers[worker] > now_s:
@@ -201,6 +213,7 @@ class HoldBook:
                 if hold.worker == name and hold.state in ("held", "expired"):
                     self.fade(call_id, "lost", now_s)
             del self.workers[name]
+            self.drawn.pop(name, None)
             self._buried[name] = now_s
         return alive
 
@@ -231,6 +244,7 @@ class HoldBook:
                 key = keys.pop()
                 del self.spent[key]
                 self._seats.pop(key, None)
+                self.credit.forget(key)
                 left -= 1
             if keys:
                 break

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
 from itertools import islice
 
 import msgspec
 
 from ..errors import StoreError
-from .base import DeadLetter, Entry, Lease, Outcome
+from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome, partition_of
 from .rules import check_outcomes
+from .sharing import hand_of, share_of
 
 KEPT_RECORDS = 100_000
 """How many records stay readable once every sink has passed them."""
@@ -19,6 +21,10 @@ KEPT_RECORDS = 100_000
 class _Stored(msgspec.Struct, frozen=True, gc=False):
     """A record and what it takes to send it. Many live long, so the garbage collector is not to walk them."""
 
+    number: int
+    """Its place in the order of settlement."""
+    partition: int
+    seq: int
     call_id: str
     tenant: str
     record: bytes
@@ -38,7 +44,9 @@ class _Aside:
 
 
 @dataclass(slots=True)
-class _Sink:
+class _Place:
+    """How far a sink has come in one partition."""
+
     position: int
     """Every entry up to here was delivered or is set aside."""
     token: int = 0
@@ -49,6 +57,16 @@ class _Sink:
     aside: dict[int, _Aside] = field(default_factory=dict)
     ahead: set[int] = field(default_factory=set)
     """Delivered beyond `position`, because an entry before them has no outcome yet."""
+
+
+@dataclass(slots=True)
+class _Sink:
+    places: tuple[_Place, ...]
+    askers: dict[str, float] = field(default_factory=dict)
+    """Until when each owner counts."""
+
+    def aside(self) -> Iterator[_Aside]:
+        return (aside for place in self.places for aside in place.aside.values())
 
 
 class _Cost(msgspec.Struct):
@@ -63,26 +81,32 @@ class MemoryOutbox:
 
     def __init__(self) -> None:
         self._stored: dict[int, _Stored] = {}
-        self._first = 1
+        """In the order of settlement, by number."""
         self._last = 0
+        self._partitions: tuple[dict[int, _Stored], ...] = tuple({} for _ in range(PARTITIONS))
+        self._lasts = [0] * PARTITIONS
+        self._calls: dict[str, _Stored] = {}
         self._sinks: dict[str, _Sink] = {}
         self._forgotten = (0, 0)
         """Number and sum of the records that are no longer kept."""
 
     def append(self, call_id: str, tenant: str, record: bytes) -> None:
+        partition = partition_of(tenant)
         self._last += 1
-        self._stored[self._last] = _Stored(call_id, tenant, record)
-        if len(self._stored) > KEPT_RECORDS:
-            self._forget()
+        self._lasts[partition] += 1
+        stored = _Stored(self._last, partition, self._lasts[partition], call_id, tenant, record)
+        self._stored[stored.number] = self._partitions[partition][stored.seq] = self._calls[call_id] = stored
+        while len(self._stored) > KEPT_RECORDS and self._forget_oldest():
+            pass
 
-    def _forget(self) -> None:
-        passed = min((sink.position for sink in self._sinks.values()), default=self._last)
+    def _forget_oldest(self) -> bool:
+        oldest = next(iter(self._stored.values()))
+        if any(sink.places[oldest.partition].position < oldest.seq for sink in self._sinks.values()):
+            return False
+        del self._stored[oldest.number], self._partitions[oldest.partition][oldest.seq], self._calls[oldest.call_id]
         count, total = self._forgotten
-        while len(self._stored) > KEPT_RECORDS and self._first <= passed:
-            total += _cost(self._stored.pop(self._first).record).cost_nano_usd
-            count += 1
-            self._first += 1
-        self._forgotten = (count, total)
+        self._forgotten = count + 1, total + _cost(oldest.record).cost_nano_usd
+        return True
 
     def totals(self) -> tuple[int, int]:
         """Number of records ever written, and the sum of their costs in nano-USD as they say themselves."""
@@ -90,8 +114,15 @@ class MemoryOutbox:
         return count + len(self._stored), total + sum(_cost(e.record).cost_nano_usd for e in self._stored.values())
 
     def records(self, after_seq: int, limit: int) -> list[tuple[int, bytes]]:
-        seqs = range(max(after_seq + 1, self._first), self._last + 1)
-        return [(seq, self._stored[seq].record) for seq in islice(seqs, max(limit, 0))]
+        first = next(iter(self._stored), self._last + 1)
+        numbers = range(max(after_seq + 1, first), self._last + 1)
+        return [(number, self._stored[number].record) for number in islice(numbers, max(limit, 0))]
+
+    def record(self, call_id: str) -> bytes | None:
+        stored = self._calls.get(call_id)
+        return None if stored is None else stored.record
+
+    # Sinks ----------------------------------------------------------------------------------------------------------
 
     def _sink(self, name: str) -> _Sink:
         sink = self._sinks.get(name)
@@ -101,56 +132,84 @@ class MemoryOutbox:
 
     def register(self, names: Sequence[str]) -> None:
         for name in names:
-            self._sinks.setdefault(name, _Sink(self._last))
+            self._sinks.setdefault(name, _Sink(tuple(_Place(last) for last in self._lasts)))
 
-    def lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> Lease | None:
-        sink = self._sink(name)
-        if sink.owner != owner:
-            if sink.lease_until_s > now_s:
-                return None
-            sink.owner = owner
-            sink.token += 1
-        sink.lease_until_s = now_s + ttl_s
-        return Lease(sink.token, sink.retry_at_s, sink.failures)
+    def forget(self, name: str) -> bool:
+        return self._sinks.pop(name, None) is not None
 
-    def fetch(self, name: str, limit: int, now_s: float) -> list[Entry]:
+    def lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> list[Lease]:
         sink = self._sink(name)
-        due = sorted((a.due_s, seq) for seq, a in sink.aside.items() if a.state == "again" and a.due_s <= now_s)
-        found = [_entry(seq, sink.aside[seq].stored, sink.aside[seq].attempts) for _, seq in due[: max(limit, 0)]]
-        fresh = (
-            _entry(seq, self._stored[seq], 0)
-            for seq in range(sink.position + 1, self._last + 1)
-            if seq not in sink.aside and seq not in sink.ahead
+        askers = {asker: until_s for asker, until_s in sink.askers.items() if until_s > now_s and asker != owner}
+        sink.askers, share = askers, 0
+        if ttl_s > 0:
+            askers[owner] = now_s + ttl_s
+            share = share_of(owner, askers)
+        hand = hand_of(owner, share, [(place.owner, place.lease_until_s) for place in sink.places], now_s)
+        for partition, place in enumerate(sink.places):
+            if partition in hand:
+                place.token += place.owner != owner
+                place.owner, place.lease_until_s = owner, now_s + ttl_s
+            elif place.owner == owner:
+                place.lease_until_s = min(place.lease_until_s, now_s)
+        places = [(partition, sink.places[partition]) for partition in hand]
+        return [Lease(partition, p.token, p.retry_at_s, p.failures) for partition, p in places]
+
+    # Entries --------------------------------------------------------------------------------------------------------
+
+    def fetch(self, name: str, partitions: Sequence[int], limit: int, now_s: float) -> list[Entry]:
+        sink, limit = self._sink(name), max(limit, 0)
+        asked = [partition for partition in range(PARTITIONS) if partition in partitions]
+        aside = (a for partition in asked for a in sink.places[partition].aside.values())
+        due = sorted(
+            (a for a in aside if a.state == "again" and a.due_s <= now_s), key=lambda a: (a.due_s, a.stored.number)
         )
-        return [*found, *islice(fresh, max(limit, 0) - len(found))]
+        found = [_entry(a.stored, a.attempts) for a in due[:limit]]
+        fresh = merge(*(self._fresh(sink, partition) for partition in asked), key=lambda stored: stored.number)
+        return found + [_entry(stored, 0) for stored in islice(fresh, limit - len(found))]
+
+    def _fresh(self, sink: _Sink, partition: int) -> Iterator[_Stored]:
+        place, stored = sink.places[partition], self._partitions[partition]
+        for seq in range(place.position + 1, self._lasts[partition] + 1):
+            if seq not in place.aside and seq not in place.ahead:
+                yield stored[seq]
 
     def acknowledge(
-        self, name: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float, failures: int, now_s: float
-    ) -> bool:
+        self,
+        name: str,
+        leases: Sequence[Lease],
+        outcomes: Sequence[Outcome],
+        *,
+        retry_at_s: float,
+        failures: int,
+        now_s: float,
+    ) -> list[int]:
         sink = self._sink(name)
-        if token != sink.token:
-            return False
         check_outcomes(outcomes)
+        newest = {(partition, place.token) for partition, place in enumerate(sink.places) if place.token}
+        held = {lease.partition for lease in leases if (lease.partition, lease.token) in newest}
         for outcome in outcomes:
-            self._apply(sink, outcome, now_s)
-        while sink.position + 1 in sink.ahead or sink.position + 1 in sink.aside:
-            sink.position += 1
-            sink.ahead.discard(sink.position)
-        sink.retry_at_s, sink.failures = retry_at_s, failures
-        return True
+            if outcome.partition in held:
+                self._apply(sink.places[outcome.partition], outcome, now_s)
+        for partition in held:
+            place = sink.places[partition]
+            while place.position + 1 in place.ahead or place.position + 1 in place.aside:
+                place.position += 1
+                place.ahead.discard(place.position)
+            place.retry_at_s, place.failures = retry_at_s, failures
+        return sorted({lease.partition for lease in leases} - held)
 
-    def _apply(self, sink: _Sink, outcome: Outcome, now_s: float) -> None:
-        seq = outcome.seq
-        known = sink.aside.get(seq)
-        if known is None and (seq <= sink.position or seq > self._last or seq in sink.ahead):
+    def _apply(self, place: _Place, outcome: Outcome, now_s: float) -> None:
+        partition, seq = outcome.partition, outcome.seq
+        known = place.aside.get(seq)
+        if known is None and (seq <= place.position or seq > self._lasts[partition] or seq in place.ahead):
             return
         if outcome.result == "delivered":
-            sink.aside.pop(seq, None)
-            if seq > sink.position:
-                sink.ahead.add(seq)
+            place.aside.pop(seq, None)
+            if seq > place.position:
+                place.ahead.add(seq)
             return
-        sink.aside[seq] = _Aside(
-            stored=known.stored if known else self._stored[seq],
+        place.aside[seq] = _Aside(
+            stored=known.stored if known else self._partitions[partition][seq],
             state=outcome.result,
             due_s=now_s + outcome.after_s,
             attempts=known.attempts + 1 if known else 1,
@@ -163,32 +222,37 @@ class MemoryOutbox:
         return {name: self._pending(sink) for name, sink in self._sinks.items()}
 
     def _pending(self, sink: _Sink) -> int:
-        aside_ahead = sum(seq > sink.position for seq in sink.aside)
-        again = sum(a.state == "again" for a in sink.aside.values())
-        return self._last - sink.position - len(sink.ahead) - aside_ahead + again
+        waiting = sum(self._lasts) + sum(aside.state == "again" for aside in sink.aside())
+        for place in sink.places:
+            waiting -= place.position + len(place.ahead) + sum(seq > place.position for seq in place.aside)
+        return waiting
 
     def dead_letters(self, name: str, limit: int) -> list[DeadLetter]:
-        dead = sorted((seq, a) for seq, a in self._sink(name).aside.items() if a.state == "dead")
-        return [
-            DeadLetter(
-                seq,
-                a.stored.call_id,
-                a.stored.tenant,
-                a.reason,
-                a.attempts,
-                a.first_attempt_s,
-                a.last_attempt_s,
-                a.stored.record,
-            )
-            for seq, a in dead[: max(limit, 0)]
-        ]
+        dead = [aside for aside in self._sink(name).aside() if aside.state == "dead"]
+        dead.sort(key=lambda aside: (aside.last_attempt_s, aside.stored.number))
+        return [_letter(aside) for aside in dead[: max(limit, 0)]]
 
     def retry_dead(self, name: str, now_s: float) -> int:
-        dead = [a for a in self._sink(name).aside.values() if a.state == "dead"]
+        dead = [aside for aside in self._sink(name).aside() if aside.state == "dead"]
         for aside in dead:
             aside.state, aside.due_s = "again", now_s
         return len(dead)
 
 
-def _entry(seq: int, stored: _Stored, attempts: int) -> Entry:
-    return Entry(seq, stored.call_id, stored.tenant, stored.record, attempts)
+def _entry(stored: _Stored, attempts: int) -> Entry:
+    return Entry(stored.partition, stored.seq, stored.call_id, stored.tenant, stored.record, attempts)
+
+
+def _letter(aside: _Aside) -> DeadLetter:
+    stored = aside.stored
+    return DeadLetter(
+        stored.partition,
+        stored.seq,
+        stored.call_id,
+        stored.tenant,
+        aside.reason,
+        aside.attempts,
+        aside.first_attempt_s,
+        aside.last_attempt_s,
+        stored.record,
+    )

@@ -19,10 +19,11 @@ SELECT candidate, admitted_at_s, record FROM records WHERE call_id = ?
 SELECT limit_nano_usd, limit_coins, zone, enabled, soft, alert_at_ppm, max_values FROM budgets WHERE key = ?
 
 -- name: amounts
--- Spent, and held by workers that live.
+-- Spent, and held: by workers that live, and all credit.
 SELECT
     coalesce(sum(nano_usd) FILTER (WHERE worker = ''), 0),
     coalesce(sum(nano_usd) FILTER (WHERE worker <> ''), 0)
+        + coalesce((SELECT sum(granted - used) FROM credits WHERE credits.counter = ?1), 0)
 FROM counters
 WHERE counter = ?1 AND (worker = '' OR EXISTS (
     SELECT 1 FROM workers
@@ -77,6 +78,43 @@ ON CONFLICT DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd
 -- The end of a hold. Its row is there by the invariant of `counters`, or was pruned long after its window.
 UPDATE counters SET nano_usd = nano_usd - ?3 WHERE counter = ?1 AND worker = ?2
 
+-- name: is_known
+SELECT EXISTS (SELECT 1 FROM holds WHERE call_id = ?1) OR EXISTS (SELECT 1 FROM records WHERE call_id = ?1)
+
+-- Credit --------------------------------------------------------------------------------------------------------------
+
+-- name: drawing
+SELECT
+    (SELECT value FROM meta WHERE name = 'forms_version'),
+    (SELECT value FROM meta WHERE name = 'budgets_version'),
+    (SELECT alive_until_s FROM workers WHERE worker = ?1 AND buried_s IS NULL),
+    (SELECT drawn FROM workers WHERE worker = ?1)
+
+-- name: drew
+UPDATE workers SET drawn = ?2 WHERE worker = ?1
+
+-- name: credit
+SELECT granted, used FROM credits WHERE counter = ? AND holder = ?
+
+-- name: give_credit
+INSERT INTO credits (counter, holder, granted, end_s) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET granted = granted + excluded.granted
+
+-- name: take_credit
+-- So much, or what is left: what was used stays covered.
+UPDATE credits SET granted = granted - min(?3, granted - used) WHERE counter = ?1 AND holder = ?2
+
+-- name: use_credit
+UPDATE credits SET used = used + max(min(?3, granted - used), 0) WHERE counter = ?1 AND holder = ?2
+
+-- name: credits
+SELECT counter, holder, granted, used, EXISTS (
+    SELECT 1 FROM workers WHERE worker = holder AND alive_until_s > ? AND buried_s IS NULL
+) FROM credits WHERE granted > used ORDER BY counter, holder
+
+-- name: reclaim
+DELETE FROM credits WHERE counter = ? AND holder = ?
+
 -- Operations ----------------------------------------------------------------------------------------------------------
 
 -- name: defer
@@ -106,11 +144,11 @@ SELECT EXISTS (SELECT 1 FROM budgets WHERE alert_at_ppm IS NOT NULL)
 SELECT nano_usd FROM counters WHERE counter = ? AND worker = ''
 
 -- name: carried
-SELECT pico_coins FROM carries WHERE subscription = ?
+SELECT coins, pico_coins FROM carries WHERE subscription = ?
 
 -- name: carry
-INSERT INTO carries (subscription, pico_coins) VALUES (?, ?)
-ON CONFLICT DO UPDATE SET pico_coins = excluded.pico_coins
+INSERT INTO carries (subscription, coins, pico_coins) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET coins = excluded.coins, pico_coins = excluded.pico_coins
 
 -- name: aggregate
 INSERT INTO aggregates VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -121,7 +159,8 @@ ON CONFLICT DO UPDATE SET
     cost_nano_usd = cost_nano_usd + excluded.cost_nano_usd
 
 -- name: record
-INSERT INTO records (call_id, tenant, candidate, admitted_at_s, record) VALUES (?, ?, ?, ?, ?)
+INSERT INTO records (call_id, tenant, candidate, admitted_at_s, record, partition, place)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1 + coalesce((SELECT max(place) FROM records WHERE partition = ?6), 0))
 
 -- Workers and upkeep --------------------------------------------------------------------------------------------------
 
@@ -157,6 +196,9 @@ DELETE FROM operations WHERE call_id IN (SELECT call_id FROM operations WHERE un
 -- name: prune_counters
 DELETE FROM counters WHERE (counter, worker) IN (SELECT counter, worker FROM counters WHERE end_s <= ? LIMIT 500)
 
+-- name: prune_credits
+DELETE FROM credits WHERE (counter, holder) IN (SELECT counter, holder FROM credits WHERE end_s <= ? LIMIT 500)
+
 -- name: prune_seats
 DELETE FROM seats WHERE (shared, counter) IN (SELECT shared, counter FROM seats WHERE end_s <= ? LIMIT 500)
 
@@ -188,6 +230,9 @@ SELECT EXISTS (SELECT 1 FROM budgets WHERE shape = ? AND period = ? AND zone = ?
 -- name: form_of
 SELECT shape, period, zone FROM budgets WHERE key = ?
 
+-- name: edited
+UPDATE meta SET value = value + 1 WHERE name = 'budgets_version'
+
 -- name: new_forms
 UPDATE meta SET value = value + 1 WHERE name = 'forms_version'
 
@@ -211,6 +256,32 @@ SELECT row FROM keys ORDER BY id
 
 -- name: find_key
 SELECT row FROM keys WHERE sha256 = ?
+
+-- Items ---------------------------------------------------------------------------------------------------------------
+
+-- name: drop_items
+-- Those whose time is up.
+DELETE FROM items WHERE kind = ? AND until_s <= ?
+
+-- name: put_item
+INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)
+
+-- name: new_item
+INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?)
+
+-- name: remove_item
+DELETE FROM items WHERE kind = ? AND name = ?
+
+-- name: items
+SELECT name, value FROM items WHERE kind = ? AND (until_s IS NULL OR until_s > ?) ORDER BY name
+
+-- name: items_changed
+INSERT INTO item_versions VALUES (?, ?) ON CONFLICT DO UPDATE SET version = version + excluded.version
+
+-- name: item_versions
+-- The end of a value's time is a change, too.
+SELECT kind, version + (SELECT count(*) FROM items WHERE items.kind = item_versions.kind AND until_s <= ?)
+FROM item_versions
 
 -- Reading -------------------------------------------------------------------------------------------------------------
 
@@ -248,89 +319,3 @@ SELECT
 
 -- name: records
 SELECT seq, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?
-
--- Outbox --------------------------------------------------------------------------------------------------------------
-
--- name: last_seq
-SELECT coalesce(max(seq), 0) FROM records
-
--- name: register_sink
-INSERT OR IGNORE INTO sinks (sink, position) VALUES (?, (SELECT coalesce(max(seq), 0) FROM records))
-
--- name: sink
-SELECT position, token, owner, lease_until_s, retry_at_s, failures FROM sinks WHERE sink = ?
-
--- name: lease
-UPDATE sinks SET owner = ?2, token = ?3, lease_until_s = ?4 WHERE sink = ?1
-
--- name: due
-SELECT seq, call_id, tenant, record, attempts FROM aside JOIN records USING (seq)
-WHERE sink = ?1 AND state = 'again' AND due_s <= ?2 ORDER BY due_s, seq LIMIT ?3
-
--- name: fresh
-SELECT seq, call_id, tenant, record, 0 FROM records
-WHERE seq > ?2 AND seq NOT IN (SELECT seq FROM aside WHERE sink = ?1 AND seq > ?2) ORDER BY seq LIMIT ?3
-
--- name: aside_ahead
-SELECT seq FROM aside WHERE sink = ? AND seq > ?
-
--- name: aside_states
-SELECT seq, state FROM aside WHERE sink = ?1 AND seq IN (SELECT value FROM json_each(?2))
-
--- name: put_aside
-INSERT INTO aside VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?6)
-ON CONFLICT DO UPDATE SET
-    state = excluded.state,
-    due_s = excluded.due_s,
-    attempts = attempts + 1,
-    reason = excluded.reason,
-    last_attempt_s = excluded.last_attempt_s
-
--- name: take_back
-DELETE FROM aside WHERE sink = ? AND seq = ?
-
--- name: forget_delivered
-DELETE FROM aside WHERE sink = ?1 AND seq <= ?2 AND state = 'delivered'
-
--- name: advance
-UPDATE sinks SET position = ?2, retry_at_s = ?3, failures = ?4 WHERE sink = ?1
-
--- name: pending
-SELECT sink, (SELECT coalesce(max(seq), 0) FROM records) - position
-    - (SELECT count(*) FROM aside WHERE aside.sink = sinks.sink AND seq > position)
-    + (SELECT count(*) FROM aside WHERE aside.sink = sinks.sink AND state = 'again')
-FROM sinks
-
--- name: dead_letters
-SELECT seq, call_id, tenant, reason, attempts, first_attempt_s, last_attempt_s, record
-FROM aside JOIN records USING (seq) WHERE sink = ? AND state = 'dead' ORDER BY seq LIMIT ?
-
--- name: retry_dead
-UPDATE aside SET state = 'again', due_s = ?2 WHERE sink = ?1 AND state = 'dead'
-
--- Alerts --------------------------------------------------------------------------------------------------------------
-
--- name: write_alert
-INSERT OR IGNORE INTO alerts (id, end_s, alert) VALUES (?, ?, ?)
-
--- name: register_channel
-INSERT OR IGNORE INTO channels (channel, position, lease_until_s)
-VALUES (?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'alerts'), 0), ?)
-
--- name: channel
-SELECT position, token, owner, lease_until_s FROM channels WHERE channel = ?
-
--- name: lease_channel
-UPDATE channels SET owner = ?2, token = ?3, lease_until_s = ?4 WHERE channel = ?1
-
--- name: alerts_after
-SELECT seq, alert FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?
-
--- name: advance_channel
--- Never back, and never beyond what there is.
-UPDATE channels SET position = max(
-    position, min(?2, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'alerts'), 0))
-) WHERE channel = ?1
-
--- name: recent_alerts
-SELECT seq, alert FROM alerts ORDER BY seq DESC LIMIT ?

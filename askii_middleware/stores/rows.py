@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import NamedTuple
+from zlib import crc32
 
 import msgspec
 
-from ..admission import Match, Window
+from ..admission import Admission, BudgetState, Match, Window
 
 
 class AggregateRow(NamedTuple):
@@ -19,6 +20,14 @@ class AggregateRow(NamedTuple):
     input_tokens: int
     output_tokens: int
     cost_nano_usd: int
+
+
+class CreditUse(NamedTuple):
+    """What a call stands on that its worker admitted by itself, from credit it had drawn before."""
+
+    holder: str
+    counters: tuple[tuple[str, int], ...]
+    """Key and window end of each counter the call was admitted on."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +46,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
         aggregates: rows to add up under the hour of `admitted_at_s`.
         record: the usage record as a JSON object without its last two members, `late` and `askii_coins`, which only
             the store knows.
+        credit: for a call without a hold that was admitted from credit: it is charged to these counters, whatever
+            `matches` say by now, and as much of the holder's credit on them is used up.
     """
 
     call_id: str
@@ -51,13 +62,14 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     aggregates: tuple[AggregateRow, ...]
     record: bytes
+    credit: CreditUse | None = None
 
 
 class Settled(NamedTuple):
     """The answer to a settlement."""
 
     coins: int
-    """Whole coins to bill for this call: its own and what overflowed from the carry."""
+    """Whole coins to bill for this call: its own and what overflowed from the carry; never below 0."""
     late: bool
     """The call had a hold that no longer counted (expired, lost or released), so the charge may stand above the
     limit. False for a call that never had one.
@@ -69,7 +81,9 @@ class Settled(NamedTuple):
 class Entry(NamedTuple):
     """One record on its way to one sink."""
 
+    partition: int
     seq: int
+    """Ascends in its partition in the order of settlement, from 1 and without gaps."""
     call_id: str
     tenant: str
     record: bytes
@@ -80,6 +94,7 @@ class Entry(NamedTuple):
 class Outcome(NamedTuple):
     """What became of one entry: delivered, dead (with the reason), or due again."""
 
+    partition: int
     seq: int
     result: str
     """`delivered`, `dead` or `again`."""
@@ -90,6 +105,7 @@ class Outcome(NamedTuple):
 class DeadLetter(NamedTuple):
     """An entry a sink will never take as it is."""
 
+    partition: int
     seq: int
     call_id: str
     tenant: str
@@ -101,8 +117,11 @@ class DeadLetter(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """The right to deliver to one sink, fenced by `token`: a later lease makes every earlier token void."""
+    """The right to deliver one partition of the tenants to one sink, fenced by `token`: a later owner's lease makes
+    every earlier token void. An alert channel has one partition, 0.
+    """
 
+    partition: int
     token: int
     retry_at_s: float
     """Do not send before this moment (a back-off that survives restarts); 0 when free to send."""
@@ -193,10 +212,109 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
 
 
+class CreditAsk(NamedTuple):
+    """A wish for credit on each counter a match comes to in the present window."""
+
+    match: Match
+    more_nano_usd: int
+    """How much more than there is. 0: only tell what there is."""
+    share_ppm: int = 1_000_000
+    """At most this share, in millionths, of what is neither spent nor held."""
+    ceiling_ppm: int = 1_000_000
+    """Never so much that what is spent and held passes this share of the limit."""
+
+
+class DrawRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Credit for calls to come. What is granted counts as held, by whoever looks, until it is used by settlements,
+    given back, or reclaimed after its holder's death.
+
+    Attributes:
+        holder: the worker, whose heartbeat must be alive.
+        sequence: ascends with the holder's draws; one that was answered before changes nothing and tells what is.
+        asks: in order; each is granted in full, in part or not at all.
+        returns: credit given back, by counter; more than there is gives back what there is.
+        windows, rate, forms_version: as in ReserveRequest.
+    """
+
+    holder: str
+    sequence: int
+    asks: tuple[CreditAsk, ...]
+    returns: tuple[tuple[str, int], ...] = ()
+    windows: dict[str, tuple[Window, Window]]
+    rate: tuple[int, int]
+    forms_version: int
+
+
+class CreditLine(NamedTuple):
+    """One counter of an ask after the draw. `state.held_nano_usd` includes all credit, the holder's too."""
+
+    state: BudgetState
+    start_s: int
+    granted_nano_usd: int
+    """All that the holder was ever granted on this counter, less what it gave back or moved into holds. What its own
+    unsettled and settled calls came to is the holder's to subtract. Lines without a limit and soft ones need no credit
+    and are granted none; lines whose values crowd (`max_values`) and limits of 0 are granted none either.
+    """
+    needs_store: bool = False
+    """No call may be admitted from credit on this line: the store has to look (crowds, limits of 0)."""
+
+
+class Drawn(NamedTuple):
+    """The answer to a draw."""
+
+    now_s: float
+    """The store's clock."""
+    budgets_version: int
+    """Changes with every edit of a stored budget: what was resolved before is then out of date."""
+    lines: tuple[tuple[CreditLine, ...], ...]
+    """For each ask; empty where no budget governs the match."""
+
+
+class Promotion(msgspec.Struct, frozen=True, kw_only=True):
+    """Turn credit of a worker into a hold of one of its calls, with `admission` as the answer it was given.
+
+    Attributes:
+        credit: whose credit, and the counters the hold will stand on.
+        deadline_s: how long the hold may live from now on.
+        about: as in ReserveRequest.
+    """
+
+    call_id: str
+    credit: CreditUse
+    admission: Admission
+    deadline_s: float
+    about: bytes = b"{}"
+
+
+class CreditRow(NamedTuple):
+    """Credit on one counter in one worker's hands."""
+
+    counter: str
+    holder: str
+    granted_nano_usd: int
+    used_nano_usd: int
+    alive: bool
+    """Whether the holder's heartbeat lasts."""
+
+
+class Item(NamedTuple):
+    """A named value of some kind that operators change at run time, such as a suspended tenant or a price."""
+
+    name: str
+    value: bytes
+
+
+PARTITIONS = 16
+"""Of tenants, in every outbox. Fixed: records keep the partition they were written to."""
 CHANNEL_PREFIX = "alert:"
 """What the names of alert channels begin with, so that they have leases as sinks do and are none."""
 MAX_KEY_CHARS = 512
 MAX_PAYLOAD_BYTES = 1 << 16
+
+
+def partition_of(tenant: str) -> int:
+    """The partition of a tenant's records, the same in every process and release."""
+    return crc32(tenant.encode("utf-8", "surrogatepass")) % PARTITIONS
 
 
 def complete_record(record: bytes, *, late: bool, coins: int) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..admission import (
+    PPM,
     Admission,
     BudgetState,
     BudgetTerms,
@@ -20,13 +21,18 @@ from ..admission import (
 )
 from ..budgets import Budget, Scope
 from ..currency import MAX_NANO_USD, PICO
+from ..errors import StoreError
 from .base import (
     CHANNEL_PREFIX,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
+    CreditAsk,
+    CreditLine,
     DeadWorkerError,
+    DrawRequest,
     Operation,
     Outcome,
+    Promotion,
     Settlement,
     StaleFormsError,
     UnwritableError,
@@ -144,7 +150,102 @@ def repeated(request: ExtendRequest, held_nano_usd: int) -> Extension:
     return Extension(granted=granted, hold_nano_usd=held_nano_usd, reason=None if granted else "held")
 
 
-def check_forms(request: ReserveRequest, forms_version: int) -> None:
+def grant(ask: CreditAsk, line: Line, amounts: Amounts, granted_nano_usd: int = 0) -> int:
+    """How much credit a line gives to an ask: what is asked for, within a share of what is left and the room below the
+    ceiling. Lines that cannot refuse need none, and a limit of 0 has none. Lines whose values crowd are not asked.
+
+    Args:
+        ask: its shares are of the whole at most.
+        line: with the limit that rules it.
+        amounts: what is spent and held on its counter, all credit included.
+        granted_nano_usd: what the holder was granted there before; the sum stays what a counter can hold.
+    """
+    limit = line.limit_nano_usd
+    if not limit or line.soft:
+        return 0
+    taken = sum(amounts)
+    share = (limit - taken) * min(ask.share_ppm, PPM) // PPM
+    room = limit * min(ask.ceiling_ppm, PPM) // PPM - taken
+    return max(min(ask.more_nano_usd, share, room, MAX_NANO_USD - granted_nano_usd), 0)
+
+
+def answer_draw(
+    request: DrawRequest,
+    parts: Sequence[tuple[Line, ...]],
+    crowding: Crowding,
+    read: Callable[[str], Amounts],
+    granted: Callable[[str], int],
+    give: Callable[[Line, int], None] | None,
+) -> tuple[tuple[CreditLine, ...], ...]:
+    """Answer each ask from the lines of its match, `parts`, in order. `granted` reads what the holder was granted on a
+    counter; `give` writes a grant, which `read` and `granted` show from then on. Without it, the draw was answered
+    before.
+    """
+    answers = []
+    for ask, part in zip(request.asks, parts, strict=True):
+        crowded = {gather(((line,),), crowding)[0].counter for line in part if line.crowd is not None}
+        found = []
+        for line in gather((part,), crowding):
+            counter = line.counter
+            needs_store = counter in crowded or (line.limit_nano_usd == 0 and not line.soft)
+            if give is not None and not needs_store:
+                more = grant(ask, line, read(counter), granted(counter))
+                if more:
+                    give(line, more)
+            found.append(CreditLine(state_of(line, read(counter)), line.start_s, granted(counter), needs_store))
+        answers.append(tuple(found))
+    return tuple(answers)
+
+
+def check_draw(request: DrawRequest) -> None:
+    """Raise UnwritableError for what a counter cannot hold."""
+    for ask in request.asks:
+        check_amount(ask.more_nano_usd, "credit", least=0)
+    for counter, nano_usd in request.returns:
+        check_amount(nano_usd, f"credit given back on {counter}", least=0)
+
+
+def owing(promotion: Promotion) -> tuple[list[str], list[str]]:
+    """The counters of a promotion on which it takes as much credit as it holds, and those on which it needs none: its
+    answer says that their lines cannot refuse. Raises UnwritableError for a hold no counter can hold.
+    """
+    admission = promotion.admission
+    if admission.candidate is None:
+        raise ValueError(f"call {promotion.call_id} was refused: only an admission can be promoted")
+    unbound = {state.counter for state in admission.states if state.limit_nano_usd is None or state.soft}
+    owed: list[str] = []
+    free: list[str] = []
+    if check_amount(admission.hold_nano_usd, "a hold", least=0):
+        for counter, _ in promotion.credit.counters:
+            (free if counter in unbound else owed).append(counter)
+    return owed, free
+
+
+def check_promotion(
+    promotion: Promotion, left: Callable[[str], int], read: Callable[[str], Amounts]
+) -> Sequence[tuple[str, int]]:
+    """What credit a promotion takes, by counter. Raises StoreError where `left`, what the holder has not used, is too
+    little, and UnwritableError like `owing` or where a counter without credit cannot hold more.
+    """
+    needed = promotion.admission.hold_nano_usd
+    owed, free = owing(promotion)
+    for counter in owed:
+        if left(counter) < needed:
+            raise StoreError(
+                f"call {promotion.call_id}: worker {promotion.credit.holder!r} has {left(counter)} nano-USD of credit "
+                f"on {counter}, and the hold takes {needed}: draw first, or reserve the call"
+            )
+    for counter in free:
+        check_amount(sum(read(counter)) + needed, counter)
+    return [(counter, needed) for counter in owed]
+
+
+def scope_of(counter: str) -> str:
+    """The scope, in text form, that a counter belongs to."""
+    return counter.rsplit("|", 3)[0]
+
+
+def check_forms(request: ReserveRequest | DrawRequest, forms_version: int) -> None:
     if request.forms_version != forms_version:
         raise StaleFormsError(f"budget forms are at version {forms_version}, not {request.forms_version}")
 
@@ -203,10 +304,13 @@ def form_of(budget: Budget) -> tuple[str, str, str]:
     return ",".join(scope.shape), budget.period, budget.zone
 
 
-def carry(held_pico: int, settlement: Settlement) -> tuple[int, int]:
-    """Whole coins to bill and the new carry, given the subscription's carry in 10⁻¹² coin."""
-    overflow, rest = divmod(held_pico + settlement.pico_coins, PICO)
-    return settlement.coins + overflow, rest
+def carry(held: tuple[int, int], settlement: Settlement) -> tuple[int, tuple[int, int]]:
+    """Whole coins to bill and the new carry, given the subscription's carry as whole coins (never above 0: credits
+    that no charge has used up yet) and 10⁻¹² coin (0 to 10¹² - 1). Bills are never negative.
+    """
+    overflow, rest = divmod(held[1] + settlement.pico_coins, PICO)
+    whole = held[0] + settlement.coins + overflow
+    return max(whole, 0), (min(whole, 0), rest)
 
 
 def hour_of(at_s: float) -> int:

@@ -13,25 +13,36 @@ from ..admission import Admission, BudgetState, ExtendRequest, Extension, Match,
 from ..budgets import Budget, Scope
 from ..errors import StoreError
 from . import sqlite_alerts as alerts
+from . import sqlite_credits as credit
+from . import sqlite_items as items
 from . import sqlite_ledger as ledger
 from . import sqlite_outbox as outbox
 from .base import (
     CHANNEL_PREFIX,
     Alert,
+    CreditRow,
     DeadLetter,
+    Drawn,
+    DrawRequest,
     Entry,
+    Item,
     KeyRow,
     Lease,
     Operation,
     Outcome,
+    Promotion,
     Settled,
     Settlement,
     SpendRow,
     Store,
     Totals,
+    UnwritableError,
 )
+from .copying import unfinished_error
 from .rules import check_channels, check_sinks, form_of, hours
+from .sqlite_counters import status
 from .sqlite_database import Database
+from .sqlite_schema import is_unfinished
 from .sqlite_sql import SQL
 
 _encode = msgspec.json.Encoder().encode
@@ -63,6 +74,14 @@ class SQLiteStore(Store):
 
     async def open(self) -> None:
         await self._db.open()
+        if not self.for_copy and await self._db.read(is_unfinished):
+            await self._db.close()
+            raise unfinished_error(self.url)
+
+    @property
+    def database(self) -> Database:
+        """For what is no single operation: copying it all."""
+        return self._db
 
     async def close(self) -> None:
         await self._db.close()
@@ -89,6 +108,9 @@ class SQLiteStore(Store):
     def settle_at_once(self, settlement: Settlement) -> Settled | None:
         return self._db.write_at_once(lambda db: ledger.settle(db, settlement, self._clock()))
 
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled | UnwritableError]:
+        return await self._db.write(lambda db: ledger.settle_many(db, settlements, self._db.path, self._clock()))
+
     async def release(self, call_id: str) -> None:
         await self._db.write(lambda db: ledger.release(db, call_id, self._clock()))
 
@@ -111,6 +133,20 @@ class SQLiteStore(Store):
         await self._db.write_aside(lambda db: ledger.tend(db, self._clock()))
         return alive
 
+    # Credit ---------------------------------------------------------------------------------------------------------
+
+    async def draw(self, request: DrawRequest) -> Drawn:
+        return await self._db.write(lambda db: credit.draw(db, request, self._clock()))
+
+    async def promote(self, promotion: Promotion) -> None:
+        await self._db.write(lambda db: credit.promote(db, promotion, self._clock()))
+
+    async def credits(self) -> list[CreditRow]:
+        return await self._db.read_aside(lambda db: credit.rows(db, self._clock()))
+
+    async def reclaim(self, scope: str | None = None) -> list[CreditRow]:
+        return await self._db.write_aside(lambda db: credit.reclaim(db, scope, self._clock()))
+
     # Budgets, keys, reading -----------------------------------------------------------------------------------------
 
     async def set_budget(self, budget: Budget) -> None:
@@ -126,7 +162,7 @@ class SQLiteStore(Store):
     async def status(
         self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
     ) -> list[BudgetState]:
-        return await self._db.read(lambda db: ledger.status(db, matches, windows, rate, self._clock()))
+        return await self._db.read(lambda db: status(db, matches, windows, rate, self._clock()))
 
     async def put_key(self, row: KeyRow) -> None:
         await self._db.write(lambda db: _put_key(db, row))
@@ -151,31 +187,59 @@ class SQLiteStore(Store):
     async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         return await self._db.read_aside(lambda db: db.execute(SQL["records"], (after_seq, max(limit, 0))).fetchall())
 
+    async def record(self, call_id: str) -> bytes | None:
+        row = await self._db.read(lambda db: db.execute(SQL["record_of"], (call_id,)).fetchone())
+        return None if row is None else row[0]
+
     async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
         del period
         asked = (*hours(window.start_s, window.end_s), max(limit, 0))
         rows = await self._db.read_aside(lambda db: db.execute(SQL["tenant_spend"], asked).fetchall())
         return [(Scope.parse(scope).tenant or "", cost) for scope, cost in rows]
 
+    # Items ----------------------------------------------------------------------------------------------------------
+
+    async def put_item(
+        self, kind: str, name: str, value: bytes | None, *, until_s: float | None = None, only_new: bool = False
+    ) -> bool:
+        return await self._db.write(
+            lambda db: items.put(db, kind, name, value, until_s=until_s, only_new=only_new, now_s=self._clock())
+        )
+
+    async def items(self, kind: str) -> list[Item]:
+        return await self._db.read_aside(lambda db: items.find(db, kind, self._clock()))
+
+    async def item_versions(self) -> dict[str, int]:
+        return await self._db.read(lambda db: items.versions(db, self._clock()))
+
     # Outbox ---------------------------------------------------------------------------------------------------------
 
     async def register_sinks(self, names: Sequence[str]) -> None:
         check_sinks(names)
-        await self._db.write(lambda db: db.executemany(SQL["register_sink"], [(name,) for name in names]))
+        await self._db.write(lambda db: outbox.register(db, names))
 
-    async def lease(self, sink: str, owner: str, ttl_s: float) -> Lease | None:
+    async def forget_sink(self, name: str) -> bool:
+        return await self._db.write_aside(lambda db: outbox.forget(db, name))
+
+    async def lease(self, sink: str, owner: str, ttl_s: float) -> list[Lease]:
         lease = alerts.lease if sink.startswith(CHANNEL_PREFIX) else outbox.lease
         return await self._db.write(lambda db: lease(db, sink, owner, ttl_s, self._clock()))
 
-    async def fetch(self, sink: str, limit: int) -> list[Entry]:
-        return await self._db.read_aside(lambda db: outbox.fetch(db, sink, limit, self._clock()))
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
+        return await self._db.read_aside(lambda db: outbox.fetch(db, sink, partitions, limit, self._clock()))
 
     async def acknowledge(
-        self, sink: str, token: int, outcomes: Sequence[Outcome], *, retry_at_s: float = 0.0, failures: int = 0
-    ) -> bool:
+        self,
+        sink: str,
+        leases: Sequence[Lease],
+        outcomes: Sequence[Outcome],
+        *,
+        retry_at_s: float = 0.0,
+        failures: int = 0,
+    ) -> list[int]:
         return await self._db.write(
             lambda db: outbox.acknowledge(
-                db, sink, token, outcomes, retry_at_s=retry_at_s, failures=failures, now_s=self._clock()
+                db, sink, leases, outcomes, retry_at_s=retry_at_s, failures=failures, now_s=self._clock()
             )
         )
 
@@ -186,7 +250,7 @@ class SQLiteStore(Store):
         return await self._db.read_aside(lambda db: outbox.dead_letters(db, sink, limit))
 
     async def retry_dead(self, sink: str) -> int:
-        return await self._db.write(lambda db: outbox.retry_dead(db, sink, self._clock()))
+        return await self._db.write_aside(lambda db: outbox.retry_dead(db, sink, self._clock()))
 
     # Alerts ---------------------------------------------------------------------------------------------------------
 
@@ -228,6 +292,7 @@ def _set_budget(db: sqlite3.Connection, budget: Budget) -> None:
             _budget_json(budget),
         ),
     )
+    db.execute(SQL["edited"])
     if not known or (before is not None and not _has_form(db, before)):
         db.execute(SQL["new_forms"])
 
@@ -237,6 +302,7 @@ def _remove_budget(db: sqlite3.Connection, key: str) -> bool:
     if form is None:
         return False
     db.execute(SQL["remove_budget"], (key,))
+    db.execute(SQL["edited"])
     if not _has_form(db, form):
         db.execute(SQL["new_forms"])
     return True

@@ -26,15 +26,15 @@ def register(db: sqlite3.Connection, names: Sequence[str], now_s: float) -> None
     db.executemany(SQL["register_channel"], [(name, now_s) for name in names])
 
 
-def lease(db: sqlite3.Connection, name: str, owner: str, ttl_s: float, now_s: float) -> Lease | None:
+def lease(db: sqlite3.Connection, name: str, owner: str, ttl_s: float, now_s: float) -> list[Lease]:
     """See `Store.lease`."""
     _, token, holder, lease_until_s = _find(db, name)
     if holder != owner:
-        if holder is not None and lease_until_s > now_s:
-            return None
+        if ttl_s <= 0 or (holder is not None and lease_until_s > now_s):
+            return []
         token += 1
     db.execute(SQL["lease_channel"], (name, owner, token, now_s + ttl_s))
-    return Lease(token, 0.0, 0)
+    return [Lease(0, token, 0.0, 0)] if ttl_s > 0 else []
 
 
 def fetch(db: sqlite3.Connection, name: str, limit: int) -> list[Alert]:

@@ -5,24 +5,14 @@ again if that could not begin. They decide nothing themselves: `rules` does.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import msgspec
 
-from ..admission import (
-    Admission,
-    BudgetState,
-    BudgetTerms,
-    ExtendRequest,
-    Extension,
-    Match,
-    ReserveRequest,
-    Window,
-)
+from ..admission import Admission, ExtendRequest, Extension, Match, ReserveRequest
 from . import sqlite_alerts as alerts
-from .base import Operation, Settled, Settlement, complete_record
-from .lines import Amounts, Crowding, Line, crossings, lines_for, lines_of, standing_on, state_of
+from .base import Operation, Settled, Settlement, UnwritableError, complete_record, partition_of
+from .lines import Crowding, Line, crossings, lines_for, lines_of, standing_on
 from .rules import (
     COUNTER_S,
     ELSEWHERE,
@@ -41,13 +31,24 @@ from .rules import (
     may_alert,
     repeated,
 )
+from .sqlite_counters import (
+    crowding,
+    decode_counters,
+    find_hold,
+    lift,
+    on_counters,
+    present_reader,
+    reader,
+    seat,
+    spent,
+    terms,
+)
+from .sqlite_errors import refusal
 from .sqlite_sql import SQL
 
 _encode_answer = msgspec.msgpack.Encoder().encode
 _decode_answer = msgspec.msgpack.Decoder(Admission).decode
 _encode_counters = msgspec.json.Encoder().encode
-_decode_counters = msgspec.json.Decoder(list[tuple[str, int]]).decode
-_decode_shares = msgspec.json.Decoder(tuple[int, ...]).decode
 
 
 class _Tail(msgspec.Struct):
@@ -61,53 +62,19 @@ _decode_tail = msgspec.json.Decoder(_Tail).decode
 
 _LOOK = SQL["look"]
 _SETTLED = SQL["settled"]
-_TERMS = SQL["terms"]
-_AMOUNTS = SQL["amounts"]
 _LAPSED = SQL["lapsed"]
-_HOLD = SQL["hold"]
 _PLACE = SQL["place"]
 _FADE = SQL["fade"]
 _DROP = SQL["drop"]
 _ADD = SQL["add"]
-_TAKE = SQL["take"]
 _CARRIED = SQL["carried"]
 _CARRY = SQL["carry"]
 _AGGREGATE = SQL["aggregate"]
 _RECORD = SQL["record"]
 _FORGET = SQL["forget"]
 _SOME_ALERT = SQL["some_alert"]
-_SPENT = SQL["spent"]
-_CROWDING = SQL["crowding"]
-_SEAT = SQL["seat"]
+_USE_CREDIT = SQL["use_credit"]
 _EXTEND = SQL["extend"]
-_SOME_LAPSED = SQL["some_lapsed"]
-
-
-class _Hold(NamedTuple):
-    """A row of `holds`, with its worker's lease."""
-
-    state: str
-    until_s: float
-    worker: str
-    nano_usd: int
-    counters: str
-    candidate: int
-    admitted_at_s: float
-    sequence: int
-    alive_until_s: float | None
-
-    def is_live(self, now_s: float) -> bool:
-        return (
-            self.state == "held"
-            and self.until_s > now_s
-            and self.alive_until_s is not None
-            and self.alive_until_s > now_s
-        )
-
-
-def _find_hold(db: sqlite3.Connection, call_id: str) -> _Hold | None:
-    row = db.execute(_HOLD, (call_id,)).fetchone()
-    return None if row is None else _Hold(*row)
 
 
 def reserve(db: sqlite3.Connection, request: ReserveRequest, now_s: float) -> Admission:
@@ -124,55 +91,65 @@ def reserve(db: sqlite3.Connection, request: ReserveRequest, now_s: float) -> Ad
     check_worker(request.worker, alive_until_s, now_s)
     lapsed = db.execute(_LAPSED, (now_s,)).fetchall() if some_lapsed else []
     gone = [(nano_usd, counters) for _, _, nano_usd, counters in lapsed]
-    old = _find_hold(db, request.replaces) if request.replaces is not None else None
+    old = find_hold(db, request.replaces) if request.replaces is not None else None
     if old is not None and old.is_live(now_s):
         gone.append((old.nano_usd, old.counters))
-    stored = _terms(db, (candidate.matches for candidate in request.candidates)) if forms_version else {}
+    stored = terms(db, (candidate.matches for candidate in request.candidates)) if forms_version else {}
 
     def resolve(matches: tuple[Match, ...]) -> list[tuple[Line, ...]]:
         return [lines_for(match, stored, request.windows, now_s, request.rate) for match in matches]
 
-    admission, lines = admit(request, resolve, _reader(db, now_s, _on_counters(gone)), _crowding(db), now_s)
+    admission, lines = admit(request, resolve, reader(db, now_s, on_counters(gone)), crowding(db), now_s)
 
     for call_id, worker, nano_usd, counters in lapsed:
-        _lift(db, worker, nano_usd, counters)
+        lift(db, worker, nano_usd, counters)
         db.execute(_FADE, (call_id, "expired", now_s + COUNTER_S))
     if admission.candidate is None:
         return admission
     if request.replaces is not None:
         release(db, request.replaces, now_s)
+    counters = [(line.counter, line.end_s) for line in lines]
+    place(db, request.call_id, request.worker, counters, admission, now_s + request.deadline_s, request.about)
+    seat(db, lines)
+    return admission
+
+
+def is_known(db: sqlite3.Connection, call_id: str) -> bool:
+    """Whether a call has a hold, or a marker that it had one or was settled."""
+    return bool(db.execute(SQL["is_known"], (call_id,)).fetchone()[0])
+
+
+def place(
+    db: sqlite3.Connection,
+    call_id: str,
+    worker: str,
+    counters: Sequence[tuple[str, int]],
+    admission: Admission,
+    until_s: float,
+    about: bytes,
+) -> None:
+    """Write a call's hold on these counters, which come with the ends of their windows."""
     hold = admission.hold_nano_usd
+    standing = _encode_counters(counters).decode()
+    answer = _encode_answer(admission)
     db.execute(
         _PLACE,
-        (
-            request.call_id,
-            now_s + request.deadline_s,
-            request.worker,
-            hold,
-            _encode_counters([(line.counter, line.end_s) for line in lines]).decode(),
-            admission.candidate,
-            now_s,
-            _encode_answer(admission),
-            request.about,
-        ),
+        (call_id, until_s, worker, hold, standing, admission.candidate, admission.admitted_at_s, answer, about),
     )
     if hold:
-        db.executemany(_ADD, [(line.counter, request.worker, hold, line.end_s) for line in lines])
-    _seat(db, lines)
-    return admission
+        db.executemany(_ADD, [(counter, worker, hold, end_s) for counter, end_s in counters])
 
 
 def extend(db: sqlite3.Connection, request: ExtendRequest, now_s: float) -> Extension:
     """See `Store.extend`."""
-    hold = _find_hold(db, request.call_id)
+    hold = find_hold(db, request.call_id)
     if hold is None or not hold.is_live(now_s):
         return NO_HOLD
     if request.sequence <= hold.sequence:
         return repeated(request, hold.nano_usd)
-    lapsed = db.execute(_LAPSED, (now_s,)).fetchall() if db.execute(_SOME_LAPSED, (now_s,)).fetchone()[0] else []
-    read = _reader(db, now_s, _on_counters((row[2], row[3]) for row in lapsed))
-    ends = dict(_decode_counters(hold.counters))
-    extension = enlarge(request, hold.nano_usd, list(ends), hold.admitted_at_s, _terms(db, [request.matches]), read)
+    read = present_reader(db, now_s)
+    ends = dict(decode_counters(hold.counters))
+    extension = enlarge(request, hold.nano_usd, list(ends), hold.admitted_at_s, terms(db, [request.matches]), read)
     more = extension.hold_nano_usd - hold.nano_usd
     if more:
         db.executemany(_ADD, [(counter, hold.worker, more, end_s) for counter, end_s in ends.items()])
@@ -183,44 +160,69 @@ def extend(db: sqlite3.Connection, request: ExtendRequest, now_s: float) -> Exte
 def settle(db: sqlite3.Connection, settlement: Settlement, now_s: float) -> Settled:
     """See `Store.settle`."""
     call_id, cost = settlement.call_id, settlement.cost_nano_usd
-    hold = _find_hold(db, call_id)
-    lines: tuple[Line, ...] = ()
+    hold = find_hold(db, call_id)
+    credit = settlement.credit if hold is None else None
+    standing: Sequence[tuple[str, int]] | None = None if credit is None else credit.counters
     if hold is None:
         done = db.execute(_SETTLED, (call_id,)).fetchone()
         if done is not None:
             tail = _decode_tail(done[2])
             return Settled(tail.askii_coins, tail.late, duplicate=True)
-        lines = _lines(db, settlement, _crowding(db))
-        _seat(db, lines)
-        counters = [(line.counter, line.end_s) for line in lines]
         late, candidate, admitted_at_s = False, 0, settlement.admitted_at_s
     else:
-        counters = _decode_counters(hold.counters)
-        if may_alert(settlement, stored=db.execute(_SOME_ALERT).fetchone()[0]):
-            keys = {counter for counter, _ in counters}
-            lines = tuple([line for line in _lines(db, settlement, standing_on(keys)) if line.counter in keys])
+        standing = decode_counters(hold.counters)
         late, candidate, admitted_at_s = not hold.is_live(now_s), hold.candidate, hold.admitted_at_s
         if hold.state == "held":
-            _lift(db, hold.worker, hold.nano_usd, hold.counters)
+            lift(db, hold.worker, hold.nano_usd, hold.counters)
         db.execute(_DROP, (call_id,))
     db.execute(_FORGET, (call_id,))
     check_amount(cost, "a charge")
-    alerts.write(db, crossings(lines, lambda counter: _spent(db, counter), cost, now_s))
-    db.executemany(_ADD, [(counter, "", cost, end_s) for counter, end_s in counters])
+    lines: tuple[Line, ...] = ()
+    if standing is None:
+        lines = _lines(db, settlement, crowding(db))
+        seat(db, lines)
+        standing = [(line.counter, line.end_s) for line in lines]
+    elif may_alert(settlement, stored=db.execute(_SOME_ALERT).fetchone()[0]):
+        keys = {counter for counter, _ in standing}
+        lines = tuple([line for line in _lines(db, settlement, standing_on(keys)) if line.counter in keys])
+    alerts.write(db, crossings(lines, lambda counter: spent(db, counter), cost, now_s))
+    db.executemany(_ADD, [(counter, "", cost, end_s) for counter, end_s in standing])
+    if credit is not None:
+        db.executemany(_USE_CREDIT, [(counter, credit.holder, cost) for counter, _ in standing])
     carried = db.execute(_CARRIED, (settlement.subscription,)).fetchone()
-    coins, rest = carry(carried[0] if carried else 0, settlement)
-    db.execute(_CARRY, (settlement.subscription, rest))
+    coins, rest = carry(carried or (0, 0), settlement)
+    db.execute(_CARRY, (settlement.subscription, *rest))
     hour = hour_of(settlement.admitted_at_s)
     db.executemany(_AGGREGATE, [(hour, *row) for row in settlement.aggregates])
     record = complete_record(settlement.record, late=late, coins=coins)
-    db.execute(_RECORD, (call_id, settlement.tenant, candidate, admitted_at_s, record))
+    partition = partition_of(settlement.tenant)
+    db.execute(_RECORD, (call_id, settlement.tenant, candidate, admitted_at_s, record, partition))
     return Settled(coins, late, duplicate=False)
+
+
+def settle_many(
+    db: sqlite3.Connection, settlements: Sequence[Settlement], path: str, now_s: float
+) -> list[Settled | UnwritableError]:
+    """See `Store.settle_many`. `path`: the file, for the errors."""
+    answers: list[Settled | UnwritableError] = []
+    for settlement in settlements:
+        db.execute("SAVEPOINT call")
+        try:
+            answers.append(settle(db, settlement, now_s))
+        except Exception as error:
+            refused = refusal(path, error)
+            if refused is None:
+                raise
+            db.execute("ROLLBACK TO call")
+            answers.append(refused)
+        db.execute("RELEASE call")
+    return answers
 
 
 def _lines(db: sqlite3.Connection, settlement: Settlement, crowding: Crowding) -> tuple[Line, ...]:
     return lines_of(
         settlement.matches,
-        _terms(db, [settlement.matches]),
+        terms(db, [settlement.matches]),
         settlement.windows,
         settlement.admitted_at_s,
         settlement.rate,
@@ -231,10 +233,10 @@ def _lines(db: sqlite3.Connection, settlement: Settlement, crowding: Crowding) -
 
 def release(db: sqlite3.Connection, call_id: str, now_s: float) -> None:
     """See `Store.release`."""
-    hold = _find_hold(db, call_id)
+    hold = find_hold(db, call_id)
     if hold is not None and hold.state != "released":
         if hold.state == "held":
-            _lift(db, hold.worker, hold.nano_usd, hold.counters)
+            lift(db, hold.worker, hold.nano_usd, hold.counters)
         db.execute(_FADE, (call_id, "released", now_s + MARKER_S))
     db.execute(_FORGET, (call_id,))
 
@@ -244,7 +246,7 @@ def defer(db: sqlite3.Connection, operation: Operation, now_s: float) -> bool:
     check_operation(operation)
     call_id = operation.call_id
     is_deferred, is_taken = db.execute(SQL["is_deferred"], (call_id, operation.key)).fetchone()
-    hold = _find_hold(db, call_id)
+    hold = find_hold(db, call_id)
     over = hold.state == "released" if hold is not None else db.execute(_SETTLED, (call_id,)).fetchone() is not None
     if over or is_deferred:
         return True
@@ -254,9 +256,9 @@ def defer(db: sqlite3.Connection, operation: Operation, now_s: float) -> bool:
         SQL["defer"], (call_id, operation.key, operation.tenant, float(operation.until_s), bytes(operation.payload))
     )
     if hold is not None and hold.state == "held":
-        _lift(db, hold.worker, hold.nano_usd, hold.counters)
+        lift(db, hold.worker, hold.nano_usd, hold.counters)
         if hold.is_live(now_s):
-            counters = _decode_counters(hold.counters) if hold.nano_usd else ()
+            counters = decode_counters(hold.counters) if hold.nano_usd else ()
             db.executemany(_ADD, [(counter, ELSEWHERE, hold.nano_usd, end_s) for counter, end_s in counters])
             db.execute(SQL["move"], (call_id, ELSEWHERE, operation.until_s + OVERDUE_S))
         else:
@@ -282,84 +284,7 @@ def tend(db: sqlite3.Connection, now_s: float) -> None:
     db.execute(SQL["prune_holds"], (now_s,))
     db.execute(SQL["prune_operations"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_counters"], (now_s - COUNTER_S,))
+    db.execute(SQL["prune_credits"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_seats"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_alerts"], (now_s - COUNTER_S, now_s - UNUSED_S))
     db.execute(SQL["prune_workers"], (now_s - COUNTER_S,))
-
-
-def status(
-    db: sqlite3.Connection,
-    matches: tuple[Match, ...],
-    windows: Mapping[str, tuple[Window, Window]],
-    rate: tuple[int, int],
-    now_s: float,
-) -> list[BudgetState]:
-    """See `Store.status`."""
-    lines = lines_of(matches, _terms(db, [matches]), windows, now_s, rate, _crowding(db), compute=True)
-    away = _on_counters((row[2], row[3]) for row in db.execute(_LAPSED, (now_s,)))
-    read = _reader(db, now_s, away)
-    return [state_of(line, read(line.counter)) for line in lines]
-
-
-def _reader(db: sqlite3.Connection, now_s: float, away: Mapping[str, int]) -> Callable[[str], Amounts]:
-    """Reads counters as if what `away` holds on them were not there."""
-
-    def read(counter: str) -> Amounts:
-        spent, held = db.execute(_AMOUNTS, (counter, now_s)).fetchone()
-        return spent, held - away.get(counter, 0)
-
-    return read
-
-
-def _terms(db: sqlite3.Connection, matched: Iterable[tuple[Match, ...]]) -> dict[str, BudgetTerms]:
-    """The stored budgets among those that may govern the matches."""
-    found: dict[str, BudgetTerms] = {}
-    for key in {ref.key for matches in matched for match in matches for level in match.levels for ref in level}:
-        row = db.execute(_TERMS, (key,)).fetchone()
-        if row is not None:
-            nano_usd, coins, zone, enabled, soft, shares, max_values = row
-            found[key] = BudgetTerms(
-                limit_nano_usd=nano_usd,
-                limit_coins=coins,
-                zone=zone,
-                enabled=bool(enabled),
-                soft=bool(soft),
-                alert_at_ppm=() if shares is None else _decode_shares(shares),
-                max_values=max_values,
-            )
-    return found
-
-
-def _crowding(db: sqlite3.Connection) -> Crowding:
-    def crowding(shared: str, own: str) -> int | None:
-        is_own, taken = db.execute(_CROWDING, (shared, own)).fetchone()
-        return None if is_own else taken
-
-    return crowding
-
-
-def _seat(db: sqlite3.Connection, lines: Sequence[Line]) -> None:
-    """Write which values have got counters of their own."""
-    for line in lines:
-        for shared in line.seats:
-            db.execute(_SEAT, (shared, line.counter, line.end_s))
-
-
-def _spent(db: sqlite3.Connection, counter: str) -> int:
-    row = db.execute(_SPENT, (counter,)).fetchone()
-    return 0 if row is None else row[0]
-
-
-def _on_counters(holds: Iterable[tuple[int, str]]) -> dict[str, int]:
-    """What holds, given as amount and counters, come to on each counter."""
-    sums: dict[str, int] = {}
-    for nano_usd, counters in holds:
-        for counter, _ in _decode_counters(counters):
-            sums[counter] = sums.get(counter, 0) + nano_usd
-    return sums
-
-
-def _lift(db: sqlite3.Connection, worker: str, nano_usd: int, counters: str) -> None:
-    """Take a hold off its counters."""
-    if nano_usd:
-        db.executemany(_TAKE, [(counter, worker, nano_usd) for counter, _ in _decode_counters(counters)])

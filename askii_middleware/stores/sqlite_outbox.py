@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from heapq import merge
+from itertools import count, islice
 from typing import NamedTuple
 
 from ..errors import StoreError
-from .base import DeadLetter, Entry, Lease, Outcome
+from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome
 from .rules import check_outcomes
+from .sharing import hand_of, share_of
 from .sqlite_sql import SQL
 
+_FRESH = tuple(f"{SQL['fresh']} -- {n}" for n in range(PARTITIONS))
+"""A text for each partition, so that each keeps a prepared statement: they run side by side."""
 
-class _Sink(NamedTuple):
+
+class _Place(NamedTuple):
+    """How far a sink has come in one partition."""
+
+    partition: int
     position: int
     token: int
     owner: str | None
@@ -22,75 +32,128 @@ class _Sink(NamedTuple):
     failures: int
 
 
-def find_sink(db: sqlite3.Connection, name: str) -> _Sink:
-    row = db.execute(SQL["sink"], (name,)).fetchone()
-    if row is None:
+def find_sink(db: sqlite3.Connection, name: str) -> list[_Place]:
+    """A sink's places by partition."""
+    rows = db.execute(SQL["sink"], (name,)).fetchall()
+    if not rows:
         raise StoreError(f"sink {name!r} is not registered: call register_sinks first")
-    return _Sink(*row)
+    return [_Place(*row) for row in rows]
 
 
-def lease(db: sqlite3.Connection, name: str, owner: str, ttl_s: float, now_s: float) -> Lease | None:
+def register(db: sqlite3.Connection, names: Sequence[str]) -> None:
+    """See `Store.register_sinks`."""
+    db.executemany(SQL["register_sink"], [(name, partition) for name in names for partition in range(PARTITIONS)])
+
+
+def forget(db: sqlite3.Connection, name: str) -> bool:
+    """See `Store.forget_sink`."""
+    known = db.execute(SQL["forget_sink"], (name,)).rowcount > 0
+    db.execute(SQL["forget_askers"], (name,))
+    db.execute(SQL["forget_aside"], (name,))
+    return known
+
+
+def lease(db: sqlite3.Connection, name: str, owner: str, ttl_s: float, now_s: float) -> list[Lease]:
     """See `Store.lease`."""
-    sink = find_sink(db, name)
-    token = sink.token
-    if sink.owner != owner:
-        if sink.lease_until_s > now_s:
-            return None
-        token += 1
-    db.execute(SQL["lease"], (name, owner, token, now_s + ttl_s))
-    return Lease(token, sink.retry_at_s, sink.failures)
+    places = find_sink(db, name)
+    db.execute(SQL["forget_asker"], (name, owner, now_s))
+    share = 0
+    if ttl_s > 0:
+        db.execute(SQL["ask"], (name, owner, now_s + ttl_s))
+        share = share_of(owner, [asker for (asker,) in db.execute(SQL["askers"], (name,))])
+    hand = hand_of(owner, share, [(place.owner, place.lease_until_s) for place in places], now_s)
+    taken = [place._replace(token=place.token + (place.owner != owner)) for place in places if place.partition in hand]
+    db.executemany(SQL["lease"], [(name, place.partition, owner, place.token, now_s + ttl_s) for place in taken])
+    given_up = [place for place in places if place.owner == owner and place.partition not in hand]
+    db.executemany(SQL["give_up"], [(name, place.partition, now_s) for place in given_up])
+    return [Lease(place.partition, place.token, place.retry_at_s, place.failures) for place in taken]
 
 
-def fetch(db: sqlite3.Connection, name: str, limit: int, now_s: float) -> list[Entry]:
+def fetch(db: sqlite3.Connection, name: str, partitions: Sequence[int], limit: int, now_s: float) -> list[Entry]:
     """See `Store.fetch`."""
-    sink = find_sink(db, name)
+    asked = [place for place in find_sink(db, name) if place.partition in partitions]
     limit = max(limit, 0)
-    due = db.execute(SQL["due"], (name, now_s, limit)).fetchall()
-    fresh = db.execute(SQL["fresh"], (name, sink.position, limit - len(due))).fetchall()
-    return [Entry(*row) for row in (*due, *fresh)]
+    numbers = json.dumps([place.partition for place in asked])
+    found = [Entry(*row) for row in db.execute(SQL["due"], (name, numbers, now_s, limit))]
+    limit -= len(found)
+    if not limit:
+        return found
+    aside = {row[:2] for row in db.execute(SQL["aside_ahead"], (name,))}
+    with ExitStack() as cursors:  # an open one would keep its snapshot, and the WAL could not be merged
+        fresh = merge(
+            *(
+                cursors.enter_context(closing(db.execute(_FRESH[place.partition], (place.partition, place.position))))
+                for place in asked
+            )
+        )
+        rows = islice((row for row in fresh if row[1:3] not in aside), limit)
+        return found + [Entry._make((*row[1:], 0)) for row in rows]
 
 
 def acknowledge(
     db: sqlite3.Connection,
     name: str,
-    token: int,
+    leases: Sequence[Lease],
     outcomes: Sequence[Outcome],
     *,
     retry_at_s: float,
     failures: int,
     now_s: float,
-) -> bool:
+) -> list[int]:
     """See `Store.acknowledge`."""
-    sink = find_sink(db, name)
-    if token != sink.token:
-        return False
+    places = find_sink(db, name)
     check_outcomes(outcomes)
-    position = sink.position
-    seqs = json.dumps([outcome.seq for outcome in outcomes])
-    known: dict[int, str] = dict(db.execute(SQL["aside_states"], (name, seqs)))
-    ahead = {seq for (seq,) in db.execute(SQL["aside_ahead"], (name, position))}
-    (last,) = db.execute(SQL["last_seq"]).fetchone()
-    delivered: list[int] = []
-    for seq, result, reason, after_s in outcomes:
-        state = known.get(seq)
-        if state == "delivered" or (state is None and not position < seq <= last):
+    tokens = {(place.partition, place.token) for place in places if place.token}
+    held = {lease.partition for lease in leases if (lease.partition, lease.token) in tokens}
+    positions = {place.partition: place.position for place in places if place.partition in held}
+    _write_outcomes(db, name, positions, outcomes, now_s)
+    back_off = retry_at_s, failures
+    db.executemany(
+        SQL["advance"],
+        [
+            (name, place.partition, positions[place.partition], *back_off)
+            for place in places
+            if place.partition in held
+            and (place.position, place.retry_at_s, place.failures) != (positions[place.partition], *back_off)
+        ],
+    )
+    return sorted({lease.partition for lease in leases} - held)
+
+
+def _write_outcomes(
+    db: sqlite3.Connection, name: str, positions: dict[int, int], outcomes: Sequence[Outcome], now_s: float
+) -> None:
+    """Set aside what has to be, and move the positions of these partitions in `positions`."""
+    outcomes = [outcome for outcome in outcomes if outcome.partition in positions]
+    if not outcomes:
+        return
+    last: dict[int, int] = dict(db.execute(SQL["last_places"], (json.dumps(list(positions)),)))
+    known: dict[tuple[int, int], str] = {row[:2]: row[2] for row in db.execute(SQL["aside_ahead"], (name,))}
+    ahead = set(known)
+    passed = [outcome[:2] for outcome in outcomes if outcome.seq <= positions[outcome.partition]]
+    if passed:
+        known.update({row[:2]: row[2] for row in db.execute(SQL["aside_states"], (name, json.dumps(passed)))})
+    delivered: set[tuple[int, int]] = set()
+    for partition, place, result, reason, after_s in outcomes:
+        key = partition, place
+        is_open = known[key] != "delivered" if key in known else positions[partition] < place <= last[partition]
+        if not is_open or key in delivered:
             continue
-        ahead.add(seq)
+        ahead.add(key)
         if result == "delivered":
-            delivered.append(seq)
+            delivered.add(key)
         else:
-            known[seq] = result
-            db.execute(SQL["put_aside"], (name, seq, result, now_s + after_s, reason, now_s))
-    while position + 1 in ahead:
-        position += 1
-    for seq in delivered:
-        if seq > position:
-            db.execute(SQL["put_aside"], (name, seq, "delivered", now_s, "", now_s))
-        elif seq in known:
-            db.execute(SQL["take_back"], (name, seq))
-    db.execute(SQL["forget_delivered"], (name, position))
-    db.execute(SQL["advance"], (name, position, retry_at_s, failures))
-    return True
+            known[key] = result
+            due_s = now_s + after_s if result == "again" else now_s
+            db.execute(SQL["put_aside"], (name, *key, result, due_s, reason, now_s))
+    before = dict(positions)
+    for partition, start in before.items():
+        positions[partition] = next(place for place in count(start) if (partition, place + 1) not in ahead)
+    beyond = {key for key in delivered if key[1] > positions[key[0]]}
+    db.executemany(SQL["put_aside"], [(name, *key, "delivered", now_s, "", now_s) for key in beyond])
+    db.executemany(SQL["take_back"], [(name, *key) for key in delivered - beyond if key in known])
+    moved = [(name, partition, start, positions[partition]) for partition, start in before.items()]
+    db.executemany(SQL["forget_delivered"], [row for row in moved if row[2] != row[3]])
 
 
 def dead_letters(db: sqlite3.Connection, name: str, limit: int) -> list[DeadLetter]:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import StoreError
+from .rows import partition_of
 from .sqlite_sql import SQL, STEPS
 
 APPLICATION_ID = 0x41736B69
 """`Aski` in the file's header tells our files from those of other applications."""
+UNFINISHED = "unfinished_copy"
+"""The row of `meta` that marks the target of a copy."""
 _WAL_KEPT_BYTES = 64 << 20
 """What stays of a WAL that a long reader let grow. Below this its space is used again, which is cheaper."""
 _CACHE_KIB = 16_384
@@ -38,6 +41,11 @@ def configure(connection: sqlite3.Connection, *, full_sync: bool) -> None:
     _pragma(connection, "wal_autocheckpoint = 0")
     _pragma(connection, f"journal_size_limit = {_WAL_KEPT_BYTES}")
     _pragma(connection, f"cache_size = -{_CACHE_KIB}")
+
+
+def is_unfinished(connection: sqlite3.Connection) -> bool:
+    """Whether a copy into this file has not come to its end."""
+    return connection.execute("SELECT 1 FROM meta WHERE name = ?", (UNFINISHED,)).fetchone() is not None
 
 
 def _prepare(connection: sqlite3.Connection, path: str) -> None:
@@ -69,6 +77,7 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
             f"the ledger {path} has schema {version} and this version of askii-middleware knows {len(STEPS)}: "
             "upgrade askii-middleware, or name another file"
         )
+    connection.create_function("partition_of", 1, partition_of, deterministic=True)
     for step in STEPS[version:]:
         for statement in _split(step):
             connection.execute(statement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from askii_middleware.budgets import window
+from askii_middleware.currency import MAX_NANO_USD
 from askii_middleware.stores.rules import ELSEWHERE, OVERDUE_S
 
 from .support import Clock
@@ -41,6 +42,30 @@ class Line:
     shares: tuple[float, ...]
     shared: str | None = None
     """The counter beside which this one is new."""
+    crowded: bool = False
+
+    @property
+    def needs_store(self) -> bool:
+        return self.crowded or (self.limit == 0 and not self.soft)
+
+
+@dataclass
+class Credit:
+    granted: int = 0
+    used: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.granted - self.used
+
+
+@dataclass
+class Use:
+    """What a worker admits calls on: its last draw."""
+
+    payer: Payer
+    at_s: float
+    lines: dict[str, Line]
 
 
 @dataclass
@@ -72,6 +97,10 @@ class Model:
     """What each call was answered when it was admitted."""
     seats: dict[str, list[str]] = field(default_factory=dict)
     """Counters that values have of their own, by the shared one."""
+    credits: dict[tuple[str, str], Credit] = field(default_factory=dict)
+    """By counter and holder."""
+    drawn: dict[str, int] = field(default_factory=dict)
+    """The last draw of each worker."""
     alerts: list[tuple[str, float, int, int]] = field(default_factory=list)
     """Counter, share, limit, and what was spent."""
 
@@ -96,6 +125,7 @@ class Model:
                 if budget is not None and budget.enabled:
                     line = Line(scope, budget.at(rate), budget.soft, budget.shares)
                     if budget.most is not None:
+                        line.crowded = True
                         self.place(line, "end_user=*" + day, scope + day, budget.most, standing)
                     found[line.scope + day] = line
                     break
@@ -122,9 +152,10 @@ class Model:
         return sum(c.cost for c in self.calls.values() if c.state == "settled" and counter in c.counters)
 
     def held(self, counter: str, without: str | None = None) -> int:
-        return sum(
+        held = sum(
             c.hold for name, c in self.calls.items() if self.live(c) and counter in c.counters and name != without
         )
+        return held + sum(credit.left for (key, _), credit in self.credits.items() if key == counter)
 
     def room(self, lines: dict[str, Line], without: str | None = None) -> int | None:
         """How much more all the lines can hold; None: anything. -1: not even nothing."""
@@ -197,11 +228,81 @@ class Model:
         call.hold = goal
         return True, goal
 
-    def settle(self, name: str, payer: Payer, cost: int, rate: int) -> tuple[bool, bool]:
-        """Late, duplicate."""
-        self.operations.pop(name, None)
+    def draw(
+        self,
+        holder: str,
+        sequence: int,
+        payer: Payer,
+        more: int,
+        share: int,
+        ceiling: int,
+        back: dict[str, int],
+        rate: int,
+    ) -> Use | None:
+        """What the draw stands on; None for a worker that cannot hold."""
+        if not self.alive(holder):
+            return None
+        lines = self.lines(payer, self.clock.now_s, rate)
+        if sequence > self.drawn.get(holder, 0):
+            self.drawn[holder] = sequence
+            for counter, amount in back.items():
+                credit = self.credit(counter, holder)
+                credit.granted -= min(amount, credit.left)
+            for counter, line in lines.items():
+                if not line.limit or line.soft or line.crowded:
+                    continue
+                taken = self.spent(counter) + self.held(counter)
+                most = min(more, (line.limit - taken) * share // 100, line.limit * ceiling // 100 - taken)
+                self.credit(counter, holder).granted += max(most, 0)
+        return Use(payer, self.clock.now_s, lines)
+
+    def credit(self, counter: str, holder: str) -> Credit:
+        return self.credits.setdefault((counter, holder), Credit())
+
+    def promote(self, name: str, holder: str, hold: int, use: Use, deadline_s: float) -> str | None:
+        """`dead` or `short` for a worker that cannot hold, or has too little credit."""
+        if name in self.calls:
+            return None
+        if not self.alive(holder):
+            return "dead"
+        taken = [self.credit(c, holder) for c, line in use.lines.items() if line.limit is not None and not line.soft]
+        if any(credit.left < hold for credit in taken):
+            return "short"
+        for credit in taken:
+            credit.granted -= hold
+        self.first_holds[name] = hold
+        self.calls[name] = Call(use.payer, holder, hold, self.clock.now_s + deadline_s, tuple(use.lines), 0, use.at_s)
+        return None
+
+    def rows(self) -> list[tuple[str, str, int, int, bool]]:
+        return sorted(
+            (counter, holder, credit.granted, credit.used, self.alive(holder))
+            for (counter, holder), credit in self.credits.items()
+            if credit.left
+        )
+
+    def reclaim(self, scope: str | None) -> list[tuple[str, str, int, int, bool]]:
+        taken = [row for row in self.rows() if not row[4] and (scope is None or row[0].split("|")[0] == scope)]
+        for counter, holder, *_ in taken:
+            del self.credits[counter, holder]
+        return taken
+
+    def settle(
+        self, name: str, payer: Payer, cost: int, rate: int, credit: tuple[str, Use] | None = None
+    ) -> tuple[bool, bool] | None:
+        """Late, duplicate; None for a charge that no counter can hold."""
         call = self.calls.get(name)
-        if call is None:
+        if cost > MAX_NANO_USD and (call is None or call.state != "settled"):
+            return None
+        self.operations.pop(name, None)
+        if call is None and credit is not None:
+            holder, use = credit
+            lines = self.lines(use.payer, use.at_s, rate, standing=tuple(use.lines))
+            for counter in use.lines:
+                held = self.credit(counter, holder)
+                held.used += max(min(cost, held.left), 0)
+            call = self.calls[name] = Call(use.payer, "", 0, 0, tuple(use.lines), -1, use.at_s)
+        elif call is None:
             lines = self.lines(payer, self.clock.now_s, rate)
             self.take_places(lines)
             call = self.calls[name] = Call(payer, "", 0, 0, tuple(lines), -1, self.clock.now_s)

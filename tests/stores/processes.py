@@ -133,11 +133,10 @@ async def work(path: str, seed: int) -> None:
 
     async def deliver() -> None:
         while True:
-            lease = await client.store.lease("s", worker, 0.02)
-            for entry in await client.store.fetch("s", 20) if lease else ():
+            leases = await client.store.lease("s", worker, 0.02)
+            for entry in await client.store.fetch("s", [lease.partition for lease in leases], 20):
                 result = rng.choice(["delivered", "delivered", "again"])
-                assert lease is not None
-                await client.store.acknowledge("s", lease.token, [Outcome(entry.seq, result)])
+                await client.store.acknowledge("s", leases, [Outcome(entry.partition, entry.seq, result)])
             await asyncio.sleep(0.001)
 
     await asyncio.gather(*(caller(lane) for lane in range(5)), deliver())

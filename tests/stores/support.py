@@ -19,7 +19,17 @@ from askii_middleware.admission import (
 )
 from askii_middleware.budgets import Budget, BudgetIndex
 from askii_middleware.currency import Rate, parse_rate, split_coins
-from askii_middleware.stores.base import AggregateRow, Alert, Operation, Outcome, Settled, Settlement, Store
+from askii_middleware.stores.base import (
+    PARTITIONS,
+    AggregateRow,
+    Alert,
+    Operation,
+    Outcome,
+    Settled,
+    Settlement,
+    Store,
+    partition_of,
+)
 
 NOON_S = 1_767_268_800.0
 """2026-01-01T12:00Z."""
@@ -180,14 +190,25 @@ class Client:
         """All that are kept, the oldest first."""
         return (await self.store.recent_alerts(1000))[::-1]
 
-    async def deliver(self, sink: str, *outcomes: Outcome, owner: str = "me") -> bool:
-        lease = await self.store.lease(sink, owner, 60)
-        assert lease is not None
-        return await self.store.acknowledge(sink, lease.token, outcomes)
+    async def deliver(self, sink: str, *outcomes: Outcome, owner: str = "me") -> None:
+        """Write outcomes under the leases of all partitions, which the only owner gets."""
+        leases = await self.store.lease(sink, owner, 60)
+        assert await self.store.acknowledge(sink, leases, outcomes) == []
 
-    async def waiting(self, sink: str, limit: int = 100) -> list[str]:
-        return [entry.call_id for entry in await self.store.fetch(sink, limit)]
+    async def waiting(self, sink: str, limit: int = 100, partitions: Sequence[int] = range(PARTITIONS)) -> list[str]:
+        return [entry.call_id for entry in await self.store.fetch(sink, partitions, limit)]
 
 
-def delivered(seq: int) -> Outcome:
-    return Outcome(seq, "delivered")
+ACME = partition_of("acme")
+
+
+def delivered(seq: int, partition: int = ACME) -> Outcome:
+    return Outcome(partition, seq, "delivered")
+
+
+def again(seq: int, after_s: float = 0.0, partition: int = ACME, reason: str = "busy") -> Outcome:
+    return Outcome(partition, seq, "again", reason, after_s)
+
+
+def dead(seq: int, reason: str = "bad", partition: int = ACME) -> Outcome:
+    return Outcome(partition, seq, "dead", reason)

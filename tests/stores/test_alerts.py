@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from askii_middleware.errors import StoreError
-from askii_middleware.stores.base import Alert, Store, UnwritableError
+from askii_middleware.stores.base import Alert, Lease, Store, UnwritableError
 
 from .support import DAY_S, NOON_S, Client, budget
 
@@ -170,8 +170,7 @@ async def test_each_channel_has_its_own_place_and_begins_at_its_registration(cli
     assert await waiting(store, LOG, -1) == []
     assert await waiting(store, MAIL) == ["tenant=c"]
     assert [alert.scope for alert in await store.recent_alerts(2)] == ["tenant=c", "tenant=b"]
-    lease = await store.lease(LOG, "me", 60)
-    assert lease is not None
+    (lease,) = await store.lease(LOG, "me", 60)
     found = await store.fetch_alerts(LOG, 2)
     assert await store.acknowledge_alerts(LOG, lease.token, found[-1].seq)
     assert await store.acknowledge_alerts(LOG, lease.token, 0)
@@ -185,18 +184,19 @@ async def test_each_channel_has_its_own_place_and_begins_at_its_registration(cli
 async def test_one_owner_at_a_time_delivers_to_a_channel_and_an_older_token_is_void(client: Client) -> None:
     store = client.store
     await store.register_channels([LOG])
-    mine = await store.lease(LOG, "me", 60)
-    assert mine is not None
-    assert await store.lease(LOG, "you", 60) is None
-    assert await store.lease(LOG, "me", 60) == mine
+    (mine,) = await store.lease(LOG, "me", 60)
+    assert mine == Lease(0, 1, 0.0, 0)
+    assert await store.lease(LOG, "you", 60) == []
+    assert await store.lease(LOG, "me", 60) == [mine]
     client.clock.advance(60)
-    yours = await store.lease(LOG, "you", 60)
-    assert yours is not None
-    assert yours.token > mine.token
+    (yours,) = await store.lease(LOG, "you", 60)
+    assert yours == Lease(0, 2, 0.0, 0)
     assert not await store.acknowledge_alerts(LOG, mine.token, 1)
     assert await store.acknowledge_alerts(LOG, yours.token, 1)
-    await store.lease(LOG, "you", 0)
-    assert await store.lease(LOG, "me", 60) is not None
+    assert await store.lease(LOG, "you", 0) == []
+    assert await store.lease(LOG, "you", 60) == [yours]
+    assert await store.lease(LOG, "you", 0) == []
+    assert await store.lease(LOG, "me", 60) == [Lease(0, 3, 0.0, 0)]
 
 
 async def test_channels_and_sinks_cannot_be_taken_for_each_other(client: Client) -> None:
@@ -215,7 +215,7 @@ async def test_channels_and_sinks_cannot_be_taken_for_each_other(client: Client)
     await store.register_channels([LOG])
     assert await store.pending() == {}
     with pytest.raises(StoreError, match="sink 'alert:log' is not registered"):
-        await store.fetch(LOG, 1)
+        await store.fetch(LOG, [0], 1)
 
 
 async def test_alerts_are_kept_for_eight_days_and_until_every_channel_in_use_is_done_with_them(client: Client) -> None:
@@ -226,8 +226,7 @@ async def test_alerts_are_kept_for_eight_days_and_until_every_channel_in_use_is_
     first, second = await client.alerts()
     client.clock.now_s = MIDNIGHT_S + 8 * DAY_S - 1
     for channel in (LOG, MAIL):
-        lease = await store.lease(channel, "me", 60)
-        assert lease is not None
+        (lease,) = await store.lease(channel, "me", 60)
         await store.acknowledge_alerts(channel, lease.token, second.seq if channel == LOG else first.seq)
     await store.heartbeat("w", DAY_S)
     assert await client.alerts() == [first, second]

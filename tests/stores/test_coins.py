@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,31 @@ from askii_middleware.stores import open_store
 from .support import Client, Clock
 
 RATES = [parse_rate(text) for text in ("1", "1000", "1e6", "1234567")]
+
+
+async def test_credits_are_set_off_against_later_charges_and_no_bill_is_ever_negative(client: Client) -> None:
+    costs = (2_500, -4_700, 1_000, -100, 2_000, 400, 1_300)
+    bills = [(await client.settle(f"c{n}", cost)).coins for n, cost in enumerate(costs)]
+    assert bills == [2, 0, 0, 0, 0, 0, 0]  # 2.5 coins are owed at first, and 2.4 at the end
+    assert (await client.settle("d", 600)).coins == 1
+    assert (await client.settle("e", -100, subscription="other")).coins == 0
+    assert (await client.settle("f", 1_100, subscription="other")).coins == 1
+
+
+async def test_what_was_billed_is_the_exact_sum_but_for_a_fraction_once_credits_are_used_up(client: Client) -> None:
+    rng = random.Random(20260102)
+    rate = parse_rate("1234567")
+    exact, billed, highest = Fraction(), 0, 0
+    for n in range(500):
+        cost = rng.choice([-1, 1]) * rng.randrange(10**4) + 20
+        settled = await client.settle(f"c{n}", cost, rate=rate)
+        assert settled.coins >= 0
+        exact += Fraction(cost * rate.numerator, 10**9 * rate.denominator)
+        billed += settled.coins
+        highest = max(highest, floor(exact + Fraction(1, 10**6)))
+        assert abs(billed - highest) <= 1  # never above what was once owed, and never behind it
+    settled = await client.settle("last", 10**9, rate=rate)
+    assert abs(billed + settled.coins - exact - rate.numerator // rate.denominator) < 1
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

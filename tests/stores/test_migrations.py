@@ -12,6 +12,7 @@ from askii_middleware.stores import open_store
 from askii_middleware.stores.sqlite_schema import APPLICATION_ID
 from askii_middleware.stores.sqlite_sql import STEPS
 
+from .credit_support import drawn_line
 from .support import NOON_S, Client, Clock
 
 OLD_BUDGETS = [
@@ -69,7 +70,7 @@ async def test_a_ledger_of_an_earlier_version_opens_and_keeps_what_is_in_it(
     await client.store.close()
     with contextlib.closing(sqlite3.connect(path)) as new:
         assert new.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
-        assert new.execute("SELECT pico_coins FROM carries").fetchall() == [(250_000_000_007,)]
+        assert new.execute("SELECT coins, pico_coins FROM carries").fetchall() == [(0, 250_000_000_007)]
 
 
 async def test_budgets_of_an_earlier_version_report_and_bound_invented_values_from_now_on(
@@ -92,6 +93,24 @@ async def test_budgets_of_an_earlier_version_report_and_bound_invented_values_fr
             ("end_user=*|daily", 10_000, None),
             ("tenant=*|daily", None, "[500000,1000000]"),
         ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_worker_of_an_earlier_version_draws_credit_beside_what_its_calls_hold(
+    version: int, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "askii.db"
+    old_ledger(path, version)
+    client = Client(open_store(f"sqlite:///{path}", clock=clock), clock)
+    await client.store.open()
+    await client.refresh()
+    line = await drawn_line(client, 1, 9999)
+    assert (line.granted_nano_usd, line.state.held_nano_usd) == (900, 1000)
+    assert (await client.settle("open", -1000)).coins == 0
+    assert await client.store.item_versions() == {}
+    await client.store.close()
+    with contextlib.closing(sqlite3.connect(path)) as new:
+        assert new.execute("SELECT coins, pico_coins FROM carries").fetchall() == [(-1, 7)]
 
 
 async def test_an_old_ledger_that_was_brought_up_to_date_has_the_schema_of_a_new_one(

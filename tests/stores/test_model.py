@@ -13,10 +13,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from askii_middleware.admission import Admission
+from askii_middleware.currency import MAX_NANO_USD
+from askii_middleware.errors import StoreError
 from askii_middleware.stores import open_store
-from askii_middleware.stores.base import DeadWorkerError
+from askii_middleware.stores.base import CreditUse, DeadWorkerError, Drawn, Settled, UnwritableError
 
-from .model import Limit, Model, Payer
+from .credit_support import draw, promote, use
+from .model import Limit, Model, Payer, Use
 from .support import NOON_S, Client, Clock, budget
 
 T = TypeVar("T")
@@ -29,6 +33,9 @@ KEYS = st.sampled_from(["k1", "k2", "k3"])
 PAYERS = st.builds(Payer, TENANTS, st.sampled_from([None, "ann", "bob", "cyn"]))
 RATES = st.sampled_from([1_000_000, 500_000, 3_000_000])
 SHARES = st.sampled_from([(), (0.5,), (0.5, 1.0)])
+DAY = "|daily|UTC|1767225600"
+RETURNS = st.dictionaries(st.sampled_from([f"{s}{DAY}" for s in ("tenant=acme", "tenant=other", "global")]), AMOUNTS)
+COSTS = AMOUNTS | st.just(MAX_NANO_USD + 1)
 
 
 class Ledgers(RuleBasedStateMachine):
@@ -42,11 +49,16 @@ class Ledgers(RuleBasedStateMachine):
         self.model = Model(self.clock)
         urls = ("memory://", f"sqlite:///{Path(self.folder.name) / 'askii.db'}")
         self.clients = [Client(open_store(url, clock=self.clock), self.clock) for url in urls]
+        self.drawn: dict[str, tuple[Use, Drawn]] = {}
+        """What each worker admits calls on."""
         for client in self.clients:
             self.run(client.store.open())
 
     def run(self, command: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(command)
+
+    def all_answer(self, expected: object, answers: list[Any]) -> None:
+        assert answers == [expected] * len(self.clients)
 
     def teardown(self) -> None:
         for client in self.clients:
@@ -61,6 +73,8 @@ class Ledgers(RuleBasedStateMachine):
         self.set_budget("end_user=*", Limit(40), 2)
         for worker, ttl_s in (("w1", 60), ("w2", 20), ("w3", 40)):
             self.heartbeat(worker, ttl_s)
+        for worker in ("w1", "w2"):
+            self.draw(worker, 1, Payer("acme"), 40, 100, 100, {}, 1_000_000)
 
     @rule(
         scope=st.sampled_from(["tenant=*", "tenant=acme", "global", "end_user=*"]),
@@ -95,7 +109,7 @@ class Ledgers(RuleBasedStateMachine):
     @rule(worker=WORKERS, ttl_s=st.sampled_from([0, 20, 60]))
     def heartbeat(self, worker: str, ttl_s: float) -> None:
         expected = self.model.heartbeat(worker, ttl_s)
-        assert [self.run(client.store.heartbeat(worker, ttl_s)) for client in self.clients] == [expected] * 2
+        self.all_answer(expected, [self.run(client.store.heartbeat(worker, ttl_s)) for client in self.clients])
 
     @rule(by_s=st.sampled_from([1, 10, 30, 43_200, -5, -40]))
     def advance(self, by_s: float) -> None:
@@ -148,8 +162,8 @@ class Ledgers(RuleBasedStateMachine):
             told = [
                 None if answer.candidate is None else (answer.candidate, answer.hold_nano_usd) for answer in answers
             ]
-            assert told == [expected] * 2
-            assert answers[0] == answers[1]
+            self.all_answer(expected, told)
+            self.all_answer(answers[0], answers)
 
     @rule(name=NAMES, sequence=st.integers(1, 8), goal=AMOUNTS, least=st.integers(0, 30), rate=RATES)
     def extend(self, name: str, sequence: int, goal: int, least: int, rate: int) -> None:
@@ -172,20 +186,134 @@ class Ledgers(RuleBasedStateMachine):
             )
             for client in self.clients
         ]
-        assert [(answer.granted, answer.hold_nano_usd) for answer in answers] == [expected] * 2
-        assert answers[0] == answers[1]
+        self.all_answer(expected, [(answer.granted, answer.hold_nano_usd) for answer in answers])
+        self.all_answer(answers[0], answers)
 
-    @rule(name=NAMES, payer=PAYERS, cost=AMOUNTS, rate=RATES)
-    def settle(self, name: str, payer: Payer, cost: int, rate: int) -> None:
-        call = self.model.calls.get(name)
-        payer = payer if call is None else call.payer
-        at_s = self.clock.now_s if call is None else call.admitted_at_s
-        late, duplicate = self.model.settle(name, payer, cost, rate)
+    @rule(
+        holder=WORKERS,
+        step=st.sampled_from([1, 1, 1, 0, -1]),
+        payer=PAYERS,
+        more=AMOUNTS,
+        share=st.sampled_from([100, 100, 50]),
+        ceiling=st.sampled_from([100, 100, 70]),
+        back=RETURNS | st.just({}),
+        rate=RATES,
+    )
+    def draw(
+        self, holder: str, step: int, payer: Payer, more: int, share: int, ceiling: int, back: dict[str, int], rate: int
+    ) -> None:
+        sequence = max(self.model.drawn.get(holder, 0) + step, 1)
+        expected = self.model.draw(holder, sequence, payer, more, share, ceiling, back, rate)
+        answers = []
         for client in self.clients:
-            settled = self.run(
-                client.settle(name, cost, tenant=payer.tenant, values=values(payer), at_s=at_s, rate=str(rate))
+            try:
+                drawn = draw(
+                    client,
+                    sequence,
+                    more,
+                    holder=holder,
+                    share=share * 10_000,
+                    ceiling=ceiling * 10_000,
+                    returns=tuple(back.items()),
+                    rate=(rate, 1),
+                    tenant=payer.tenant,
+                    **values(payer),
+                )
+                answers.append(self.run(drawn))
+            except DeadWorkerError:
+                assert expected is None
+        if expected is not None:
+            told = [
+                {
+                    line.state.counter: (line.granted_nano_usd, line.needs_store, line.state.held_nano_usd)
+                    for lines in drawn.lines
+                    for line in lines
+                }
+                for drawn in answers
+            ]
+            model = self.model
+            self.all_answer(
+                {
+                    counter: (model.credit(counter, holder).granted, line.needs_store, model.held(counter))
+                    for counter, line in expected.lines.items()
+                },
+                told,
             )
-            assert (settled.late, settled.duplicate) == (late, duplicate)
+            self.all_answer(answers[0].lines, [drawn.lines for drawn in answers])
+            self.drawn[holder] = expected, answers[0]
+
+    @rule(name=NAMES, holder=WORKERS, hold=AMOUNTS, deadline_s=st.sampled_from([5.0, 600.0]))
+    def promote(self, name: str, holder: str, hold: int, deadline_s: float) -> None:
+        if holder not in self.drawn:
+            return
+        used, drawn = self.drawn[holder]
+        expected = self.model.promote(name, holder, hold, used, deadline_s)
+        answers: list[str | None] = []
+        admission = Admission(
+            candidate=0,
+            admitted_at_s=used.at_s,
+            states=tuple(line.state for lines in drawn.lines for line in lines),
+            hold_nano_usd=hold,
+        )
+        for client in self.clients:
+            try:
+                credit = use(drawn, holder=holder)
+                self.run(promote(client, name, hold, credit, drawn, admission=admission, deadline_s=deadline_s))
+                answers.append(None)
+            except DeadWorkerError:
+                answers.append("dead")
+            except StoreError:
+                answers.append("short")
+        self.all_answer(expected, answers)
+
+    @rule(scope=st.sampled_from([None, "tenant=acme", "global"]))
+    def reclaim(self, scope: str | None) -> None:
+        expected = self.model.reclaim(scope)
+        self.all_answer(expected, [self.run(client.store.reclaim(scope)) for client in self.clients])
+
+    @rule(
+        calls=st.lists(st.tuples(NAMES, PAYERS, COSTS, st.none() | WORKERS), min_size=1, max_size=4),
+        rate=RATES,
+        together=st.booleans(),
+    )
+    def settle(self, calls: list[tuple[str, Payer, int, str | None]], rate: int, together: bool) -> None:
+        asked, expected = [], []
+        for name, some_payer, cost, holder in calls:
+            used, drawn = self.drawn.get(holder or "", (None, None))
+            call = self.model.calls.get(name)
+            payer, at_s, credit = some_payer, self.clock.now_s, None
+            if holder is not None and used is not None and drawn is not None:
+                payer, at_s, credit = used.payer, used.at_s, use(drawn, holder=holder)
+            if call is not None:
+                payer, at_s = call.payer, call.admitted_at_s
+            answer = self.model.settle(name, payer, cost, rate, (holder, used) if holder and used else None)
+            expected.append(answer)
+            asked.append((name, payer, cost, at_s, credit))
+        self.all_answer(expected, [self.settle_on(client, asked, rate, together) for client in self.clients])
+
+    def settle_on(
+        self,
+        client: Client,
+        asked: list[tuple[str, Payer, int, float, CreditUse | None]],
+        rate: int,
+        together: bool,
+    ) -> list[tuple[bool, bool] | None]:
+        settlements = [
+            client.settlement(
+                name, cost, tenant=payer.tenant, values=values(payer), at_s=at_s, rate=str(rate), credit=credit
+            )
+            for name, payer, cost, at_s, credit in asked
+        ]
+        answers: list[Settled | UnwritableError] = []
+        if together:
+            answers = self.run(client.store.settle_many(settlements))
+        else:
+            for settlement in settlements:
+                try:
+                    answers.append(self.run(client.store.settle(settlement)))
+                except UnwritableError as error:
+                    answers.append(error)
+        return [None if isinstance(a, UnwritableError) else (a.late, a.duplicate) for a in answers]
 
     @rule(name=NAMES)
     def release(self, name: str) -> None:
@@ -196,7 +324,7 @@ class Ledgers(RuleBasedStateMachine):
     @rule(name=NAMES, key=KEYS, for_s=st.sampled_from([0.0, 10.0, 600.0]))
     def defer(self, name: str, key: str, for_s: float) -> None:
         expected = self.model.defer(name, key, self.clock.now_s + for_s)
-        assert [self.run(client.defer(name, key, for_s=for_s)) for client in self.clients] == [expected] * 2
+        self.all_answer(expected, [self.run(client.defer(name, key, for_s=for_s)) for client in self.clients])
 
     @invariant()
     def ledgers_equal_the_model(self) -> None:
@@ -214,6 +342,7 @@ class Ledgers(RuleBasedStateMachine):
                 held,
                 lost,
             )
+            assert self.run(client.store.credits()) == model.rows()
             assert [o.call_id for o in self.run(client.store.overdue(10))] == model.overdue()
             for key in ("k1", "k2", "k3"):
                 found = self.run(client.store.operation(key))
@@ -229,8 +358,8 @@ class Ledgers(RuleBasedStateMachine):
             alerts = self.run(client.alerts())
             told = [(a.scope, a.share_ppm / 1e6, a.limit_nano_usd, a.spent_nano_usd) for a in alerts]
             assert sorted(told) == sorted((counter.split("|")[0], *rest) for counter, *rest in model.alerts)
-        first, second = [self.run(client.alerts()) for client in self.clients]
-        assert [a.id for a in first] == [a.id for a in second]
+        told_ids = [[alert.id for alert in self.run(client.alerts())] for client in self.clients]
+        self.all_answer(told_ids[0], told_ids)
 
 
 def values(payer: Payer) -> dict[str, str]:

@@ -221,10 +221,10 @@ async def test_a_counter_never_leaves_its_range(client: Client) -> None:
     assert (await client.store.totals()).records == 1
 
 
-async def test_a_credit_gives_money_and_coins_back(client: Client) -> None:
+async def test_a_credit_gives_money_back_and_its_coins_with_the_next_charges(client: Client) -> None:
     client.declare(budget("tenant=*", 10_000))
     await client.settle("a", 4700)
-    assert (await client.settle("credit", -2500)).coins == -2
+    assert (await client.settle("credit", -2500)).coins == 0
     assert await client.spent_held() == (2200, 0)
     assert (await client.store.totals()).records_nano_usd == 2200
 

@@ -1,0 +1,138 @@
+"""What a transaction on SQLite sees of counters, holds and budgets. Each function runs inside one that the caller
+opened.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ..admission import BudgetState, BudgetTerms, Match, Window
+from .lines import Amounts, Crowding, Line, lines_of, state_of
+from .sqlite_sql import SQL
+
+decode_counters = msgspec.json.Decoder(list[tuple[str, int]]).decode
+_decode_shares = msgspec.json.Decoder(tuple[int, ...]).decode
+
+_HOLD = SQL["hold"]
+_AMOUNTS = SQL["amounts"]
+_LAPSED = SQL["lapsed"]
+_SOME_LAPSED = SQL["some_lapsed"]
+_TERMS = SQL["terms"]
+_CROWDING = SQL["crowding"]
+_SEAT = SQL["seat"]
+_SPENT = SQL["spent"]
+_TAKE = SQL["take"]
+
+
+class Hold(NamedTuple):
+    """A row of `holds`, with its worker's lease."""
+
+    state: str
+    until_s: float
+    worker: str
+    nano_usd: int
+    counters: str
+    candidate: int
+    admitted_at_s: float
+    sequence: int
+    alive_until_s: float | None
+
+    def is_live(self, now_s: float) -> bool:
+        return (
+            self.state == "held"
+            and self.until_s > now_s
+            and self.alive_until_s is not None
+            and self.alive_until_s > now_s
+        )
+
+
+def find_hold(db: sqlite3.Connection, call_id: str) -> Hold | None:
+    row = db.execute(_HOLD, (call_id,)).fetchone()
+    return None if row is None else Hold(*row)
+
+
+def status(
+    db: sqlite3.Connection,
+    matches: tuple[Match, ...],
+    windows: Mapping[str, tuple[Window, Window]],
+    rate: tuple[int, int],
+    now_s: float,
+) -> list[BudgetState]:
+    """See `Store.status`."""
+    lines = lines_of(matches, terms(db, [matches]), windows, now_s, rate, crowding(db), compute=True)
+    read = present_reader(db, now_s)
+    return [state_of(line, read(line.counter)) for line in lines]
+
+
+def reader(db: sqlite3.Connection, now_s: float, away: Mapping[str, int]) -> Callable[[str], Amounts]:
+    """Reads counters as if what `away` holds on them were not there."""
+
+    def read(counter: str) -> Amounts:
+        spent, held = db.execute(_AMOUNTS, (counter, now_s)).fetchone()
+        return spent, held - away.get(counter, 0)
+
+    return read
+
+
+def present_reader(db: sqlite3.Connection, now_s: float) -> Callable[[str], Amounts]:
+    """Reads counters without the holds that lapsed."""
+    some = db.execute(_SOME_LAPSED, (now_s,)).fetchone()[0]
+    return reader(db, now_s, on_counters((row[2], row[3]) for row in db.execute(_LAPSED, (now_s,))) if some else {})
+
+
+def terms(db: sqlite3.Connection, matched: Iterable[tuple[Match, ...]]) -> dict[str, BudgetTerms]:
+    """The stored budgets among those that may govern the matches."""
+    found: dict[str, BudgetTerms] = {}
+    for key in {ref.key for matches in matched for match in matches for level in match.levels for ref in level}:
+        row = db.execute(_TERMS, (key,)).fetchone()
+        if row is not None:
+            nano_usd, coins, zone, enabled, soft, shares, max_values = row
+            found[key] = BudgetTerms(
+                limit_nano_usd=nano_usd,
+                limit_coins=coins,
+                zone=zone,
+                enabled=bool(enabled),
+                soft=bool(soft),
+                alert_at_ppm=() if shares is None else _decode_shares(shares),
+                max_values=max_values,
+            )
+    return found
+
+
+def crowding(db: sqlite3.Connection) -> Crowding:
+    def crowding(shared: str, own: str) -> int | None:
+        is_own, taken = db.execute(_CROWDING, (shared, own)).fetchone()
+        return None if is_own else taken
+
+    return crowding
+
+
+def seat(db: sqlite3.Connection, lines: Sequence[Line]) -> None:
+    """Write which values have got counters of their own."""
+    for line in lines:
+        for shared in line.seats:
+            db.execute(_SEAT, (shared, line.counter, line.end_s))
+
+
+def spent(db: sqlite3.Connection, counter: str) -> int:
+    row = db.execute(_SPENT, (counter,)).fetchone()
+    return 0 if row is None else row[0]
+
+
+def on_counters(holds: Iterable[tuple[int, str]]) -> dict[str, int]:
+    """What holds, given as amount and counters, come to on each counter."""
+    sums: dict[str, int] = {}
+    for nano_usd, counters in holds:
+        for counter, _ in decode_counters(counters):
+            sums[counter] = sums.get(counter, 0) + nano_usd
+    return sums
+
+
+def lift(db: sqlite3.Connection, worker: str, nano_usd: int, counters: str) -> None:
+    """Take a hold off its counters."""
+    if nano_usd:
+        db.executemany(_TAKE, [(counter, worker, nano_usd) for counter, _ in decode_counters(counters)])
