@@ -1,0 +1,101 @@
+-- Budgets and keys. Invariants: budgets_version grows with every edit and each edited row carries its number;
+-- forms_version grows exactly when the set of (shape, period, zone) of the stored budgets changes.
+
+CREATE OR REPLACE FUNCTION forms() RETURNS json
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT json_build_array(
+        (SELECT value FROM meta WHERE name = 'forms_version'),
+        (SELECT coalesce(json_agg(json_build_array(shape, period, zone) ORDER BY shape, period, zone), '[]') FROM (
+            SELECT DISTINCT shape, period, zone FROM budgets WHERE budget IS NOT NULL
+        ) AS found)
+    )
+$$;
+
+-- [version, [[key, terms or null], ...]]: what has changed since `p_version`, in one snapshot.
+CREATE OR REPLACE FUNCTION terms_since(p_version bigint) RETURNS json
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT json_build_array(
+        (SELECT value FROM meta WHERE name = 'budgets_version'),
+        (SELECT coalesce(json_agg(json_build_array(key, terms) ORDER BY version), '[]') FROM budgets
+            WHERE version > p_version)
+    )
+$$;
+
+-- One writer at a time, so that whoever sees a version sees every edit before it.
+CREATE OR REPLACE FUNCTION next_budgets_version() RETURNS bigint
+LANGUAGE sql AS $$
+    UPDATE meta SET value = value + 1 WHERE name = 'budgets_version' RETURNING value
+$$;
+
+CREATE OR REPLACE FUNCTION has_form(p_shape text, p_period text, p_zone text) RETURNS boolean
+LANGUAGE sql AS $$
+    SELECT EXISTS (
+        SELECT FROM budgets WHERE shape = p_shape AND period = p_period AND zone = p_zone AND budget IS NOT NULL
+    )
+$$;
+
+CREATE OR REPLACE FUNCTION set_budget(
+    p_key text, p_shape text, p_period text, p_zone text, p_terms json, p_budget json
+) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    v_version bigint := next_budgets_version();
+    v_before budgets;
+    v_known boolean := has_form(p_shape, p_period, p_zone);
+BEGIN
+    SELECT * INTO v_before FROM budgets WHERE key = p_key AND budget IS NOT NULL;
+    INSERT INTO budgets VALUES (p_key, v_version, p_shape, p_period, p_zone, p_terms, p_budget)
+    ON CONFLICT (key) DO UPDATE SET
+        version = excluded.version, shape = excluded.shape, period = excluded.period, zone = excluded.zone,
+        terms = excluded.terms, budget = excluded.budget;
+    IF NOT v_known OR v_before.key IS NOT NULL AND NOT has_form(v_before.shape, v_before.period, v_before.zone) THEN
+        UPDATE meta SET value = value + 1 WHERE name = 'forms_version';
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION remove_budget(p_key text) RETURNS boolean
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    v_version bigint := next_budgets_version();
+    v_before budgets;
+BEGIN
+    UPDATE budgets SET version = v_version, terms = NULL, budget = NULL WHERE key = p_key AND budget IS NOT NULL
+    RETURNING * INTO v_before;
+    IF v_before.key IS NULL THEN
+        UPDATE meta SET value = value - 1 WHERE name = 'budgets_version';  -- nothing has changed
+        RETURN false;
+    END IF;
+    IF NOT has_form(v_before.shape, v_before.period, v_before.zone) THEN
+        UPDATE meta SET value = value + 1 WHERE name = 'forms_version';
+    END IF;
+    RETURN true;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION budgets_all() RETURNS json
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(json_agg(budget ORDER BY key COLLATE "C"), '[]') FROM budgets WHERE budget IS NOT NULL
+$$;
+
+-- False, and nothing changed: another key has the same secret.
+CREATE OR REPLACE FUNCTION put_key(p_id text, p_sha256 text, p_key json) RETURNS boolean
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO keys VALUES (p_id, p_sha256, p_key)
+    ON CONFLICT (id) DO UPDATE SET sha256 = excluded.sha256, key = excluded.key;
+    RETURN true;
+EXCEPTION WHEN unique_violation THEN
+    RETURN false;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION keys_all() RETURNS json
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(json_agg(key ORDER BY id COLLATE "C"), '[]') FROM keys
+$$;
+
+CREATE OR REPLACE FUNCTION find_key(p_sha256 text) RETURNS json
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT key FROM keys WHERE sha256 = p_sha256
+$$;
