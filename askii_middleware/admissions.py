@@ -12,6 +12,7 @@ from .admitting import Admitted, Admitter, exceeded, made_call
 from .calls import Call, CallSpec, new_call_id
 from .errors import StoreError
 from .stores.base import UnwritableError
+from .writer import NoPlaceError
 
 if TYPE_CHECKING:
     from .budgets import BudgetIndex
@@ -78,7 +79,7 @@ class Admissions(ABC):
                 )
         except StoreError as error:
             self.metrics.store_error("reserve")
-            refused = isinstance(error, UnwritableError)
+            refused = isinstance(error, UnwritableError | NoPlaceError)
             held = held and not refused
             if not shadow and (refused or not self._allow_unheld):
                 if held:

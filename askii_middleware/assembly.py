@@ -49,6 +49,8 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         hold_ttl_s=settings.hold_ttl_s,
         max_call_s=settings.max_call_s,
         settle_timeout_s=settings.settle_timeout_s,
+        lease=settings.lease,
+        lease_s=settings.lease_s,
         on_store_error=settings.on_store_error,
         journal_path=None if settings.journal_path is None else str(settings.journal_path),
         journal_max_bytes=settings.journal_max_bytes,

@@ -86,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     for option in ("--key", "--user", "--team", "--end-user"):
         explain.add_argument(option)
     explain.add_argument("--tag", action="append", help="may be repeated")
-    for name, action in (("set", set_), ("rm", remove), ("status", status), ("list", list_), ("explain", explain)):
+    reclaim = budgets.add_parser("reclaim", help="take back the credit of dead workers (see docs/leases.md)")
+    reclaim.add_argument("scope", nargs="?", help="only on this scope, such as tenant=acme (default: on all)")
+    for name, action in (
+        *(("set", set_), ("rm", remove), ("status", status), ("list", list_), ("explain", explain)),
+        ("reclaim", reclaim),
+    ):
         _config(action)
         action.add_argument("--json", action="store_true")
         action.set_defaults(run=_in_store, action=f"budget_{name}")
@@ -104,6 +109,17 @@ def _parser() -> argparse.ArgumentParser:
         _config(action)
         action.add_argument("--json", action="store_true")
         action.set_defaults(run=_in_store, action=f"keys_{name}")
+
+    migrate = commands.add_parser("migrate", help="bring the configured store's schema up to date")
+    migrate.add_argument("--check", action="store_true", help="only say what would be done; 1 if anything")
+    _config(migrate)
+    copy = commands.add_parser("copy-store", help="copy a whole ledger into another store, and prove it")
+    copy.add_argument("source", metavar="FROM", help="a store's URL, or env:NAME, file:/path")
+    copy.add_argument("target", metavar="TO", help="as FROM; it has to be empty")
+    copy.add_argument("--force", action="store_true", help="even if workers seem to live")
+    for name, action in (("migrate", migrate), ("copy_store", copy)):
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(run=_on_ledgers, action=name)
 
     price = commands.add_parser("price", help="what a model costs")
     price.add_argument("model")
@@ -154,6 +170,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _in_store(arguments: argparse.Namespace) -> int:
     from .cli_store import run_action  # noqa: PLC0415 - as above
+
+    return asyncio.run(run_action(arguments.action, arguments))
+
+
+def _on_ledgers(arguments: argparse.Namespace) -> int:
+    from .cli_ledgers import run_action  # noqa: PLC0415 - as above
 
     return asyncio.run(run_action(arguments.action, arguments))
 

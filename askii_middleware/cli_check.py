@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,6 +46,8 @@ async def check(config: str | None, *, as_json: bool) -> int:
             found("store", "ok", tracker.store.url)
             if limits_nothing(settings) and not stored:
                 found("budgets", "warning", "no budget limits anything")
+            if tracker.journal_path is not None:
+                found("journal", *_journal(tracker.journal_path))
             if tracker.rejected_path is not None:
                 found("journal", "warning", f"charges that no ledger could take wait in {tracker.rejected_path}")
         except StoreError as error:
@@ -54,6 +57,14 @@ async def check(config: str | None, *, as_json: bool) -> int:
         await _check_upstreams(settings, tracker, found)
     show(findings, as_json=as_json)
     return 1 if any(finding["result"] == "failed" for finding in findings) else 0
+
+
+def _journal(prefix: Path) -> tuple[str, str]:
+    """Whether charges find a place while the store is away: in files that begin like this."""
+    folder = prefix.absolute().parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "failed", f"{folder} is no directory that can be written: create it, or set journal_path"
+    return "ok", f"{prefix.absolute()}.*"
 
 
 async def _check_upstreams(settings: Settings, tracker: CostTracker, found: Any) -> None:

@@ -100,6 +100,20 @@ async def _budget_list(tracker: CostTracker, settings: Settings, arguments: argp
     return 0
 
 
+async def _budget_reclaim(tracker: CostTracker, _settings: Settings, arguments: argparse.Namespace) -> int:
+    scope = None if arguments.scope is None else str(tracker.names.scope(Scope.parse(arguments.scope)))
+    rows = [
+        {
+            "counter": row.counter,
+            "worker": row.holder,
+            "reclaimed_usd": nano_to_usd_text(row.granted_nano_usd - row.used_nano_usd),
+        }
+        for row in await tracker.store.reclaim(scope)
+    ]
+    show(rows, as_json=arguments.json)
+    return 0
+
+
 def _budget_row(budget: Budget, source: str) -> dict[str, Any]:
     terms = budget.terms
     return {
@@ -176,6 +190,7 @@ _ACTIONS = {
     "budget_status": _budget_status,
     "budget_list": _budget_list,
     "budget_explain": _budget_explain,
+    "budget_reclaim": _budget_reclaim,
     "keys_add": _keys_add,
     "keys_revoke": _keys_revoke,
     "keys_list": _keys_list,

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -26,8 +27,15 @@ MAX_FILES = 256
 
 
 def journal_beside(url: str) -> str | None:
-    """The default place of a ledger's journal: beside an SQLite file. A ledger in memory needs none."""
-    return url.removeprefix("sqlite:///") + ".journal" if url.startswith("sqlite:///") else None
+    """The default place of a ledger's journal: beside an SQLite file; in the working directory for a ledger on a
+    server, `askii-journal` or for another namespace `<namespace>-journal`. A ledger in memory needs none.
+    """
+    if url.startswith("sqlite:///"):
+        return url.removeprefix("sqlite:///") + ".journal"
+    if url.startswith("memory://"):
+        return None
+    names = parse_qs(urlsplit(url).query).get("namespace", [])
+    return f"{names[-1] if names else 'askii'}-journal"
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,7 +68,8 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int = 64 << 20) -> None:
-        self._path = Path(path)
+        self.path = Path(path)
+        """What the files begin with."""
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._file: int | None = None
@@ -76,7 +85,7 @@ class Journal:
     @property
     def rejected_path(self) -> Path:
         """Where `park` puts entries."""
-        return self._path.with_name(f"{self._path.name}.rejected")
+        return self.path.with_name(f"{self.path.name}.rejected")
 
     @property
     def full(self) -> bool:
@@ -95,7 +104,7 @@ class Journal:
             os.close(self._file)
             self._file, self._end = None, 0
         for number in range(MAX_FILES):
-            path = self._path.with_name(f"{self._path.name}.{number}")
+            path = self.path.with_name(f"{self.path.name}.{number}")
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
@@ -110,7 +119,7 @@ class Journal:
             except OSError as error:
                 logger.warning("journal %s: no room could be reserved: %s", path, error.strerror)
             return
-        raise StoreError(f"{MAX_FILES} journals {self._path}.* are in use; set another journal_path for this process")
+        raise StoreError(f"{MAX_FILES} journals {self.path}.* are in use; set another journal_path for this process")
 
     def append(self, entry: Entry) -> None:
         """Write and fsync one entry. Raises StoreError when full or failing; a torn line is never left behind."""
@@ -178,7 +187,7 @@ class Journal:
         """Journals of processes that are gone, each locked until it is closed."""
         found = []
         for number in range(MAX_FILES):
-            path = self._path.with_name(f"{self._path.name}.{number}")
+            path = self.path.with_name(f"{self.path.name}.{number}")
             if path == self.own_path or not path.exists():
                 continue
             try:

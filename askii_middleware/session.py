@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .alerts import lease_of
 from .errors import StoreError
 from .stores.base import DeadWorkerError
+from .writer import NoPlaceError
 
 if TYPE_CHECKING:
     from .budgets import BudgetIndex
@@ -82,6 +83,9 @@ class Session:
         self._opening = asyncio.Lock()
         self._beating = asyncio.Lock()
         self._pid = 0
+        self._trouble = asyncio.Event()
+        """The store has failed since the last heartbeat: the next one is not to be waited for."""
+        writer.on_waiting = self._trouble_met
         self._moved = False
         """The sinks may still have connections of an event loop that is gone."""
         self.worker = worker_name()
@@ -186,6 +190,7 @@ class Session:
         self._next_try_s = 0.0
         self._opening = asyncio.Lock()
         self._beating = asyncio.Lock()
+        self._trouble = asyncio.Event()
 
     # Standing -----------------------------------------------------------------------------------------------------
 
@@ -237,14 +242,22 @@ class Session:
             await self._delivery.flush(timeout_s)
 
     async def can_hold(self) -> None:
-        """Raise StoreError where a new call's charge would find no place; refresh a stale heartbeat."""
+        """Raise NoPlaceError where a new call's charge would find no place, other StoreErrors where the store is away;
+        refresh a stale heartbeat.
+        """
+        away: StoreError | None = None
         if not self.is_ready or self.loop is not asyncio.get_running_loop():
-            await self.ready()
+            try:
+                await self.ready()
+            except StoreError as error:
+                away = error
         refusal = self._writer.refuses
         if refusal is None and self._outbox_full:
             refusal = "the outbox is full: records wait for their sinks (see askii_outbox_pending)"
         if refusal is not None:
-            raise StoreError(refusal)
+            raise NoPlaceError(refusal) from away
+        if away is not None:
+            raise away
         if time.monotonic() > self._alive_until_s:
             async with self._beating:
                 if time.monotonic() > self._alive_until_s:
@@ -288,7 +301,21 @@ class Session:
                 logger.exception("heartbeat")
             self._metrics.flush()
             troubled = self._writer.waiting or self._outbox_full or not self.is_ready
-            await asyncio.sleep(min(calm_s, RECONNECT_S) if troubled else calm_s)
+            if not troubled and not await self._is_troubled_within(calm_s):
+                continue
+            await asyncio.sleep(min(calm_s, RECONNECT_S))
+            self._trouble.clear()
+
+    def _trouble_met(self) -> None:
+        self._trouble.set()
+
+    async def _is_troubled_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._trouble.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _beat(self) -> None:
         """Keep our holds alive. Where they had expired, they will settle as late, and we go on under a new name."""

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ._version import __version__
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import ConfigurationError
+from .journal import journal_beside
 from .settings_tables import (
     AlertSettings,
     BudgetItem,
@@ -79,12 +80,18 @@ class Settings(BaseSettings):
     # Ledger
     store: StoreUrl = Field("sqlite:///askii.db", repr=False)
     sqlite_sync: Literal["normal", "full"] = "normal"
+    lease: bool = False
+    """Admit calls in the worker, from credit drawn ahead of need."""
+    lease_s: Seconds = 1.0
+    """Within this time budget edits take effect on such calls."""
     on_store_error: Literal["deny", "allow"] = "deny"
     hold_ttl_s: Seconds = 60.0
     max_call_s: Seconds = 3600.0
     settle_timeout_s: Seconds = 5.0
     journal_path: Path | None = None
-    """Prefix of the files where charges wait for the store; None: beside the SQLite file."""
+    """Prefix of the files where charges wait for the store; None: beside the SQLite file, or `askii-journal` in the
+    working directory.
+    """
     journal_max_bytes: Count = 64 << 20
     outbox_max_pending: Count = 1_000_000
 
@@ -179,6 +186,10 @@ class Settings(BaseSettings):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is given twice")
+        if self.lease and self.store.startswith("memory://"):
+            raise ValueError("lease: memory:// is one process's own, so there is nothing to lease; leave it out")
+        if self.lease and self.lease_s > self.hold_ttl_s / 2:
+            raise ValueError("lease_s is to be at most half of hold_ttl_s")
         if (self.unknown_price == "default") and self.default_price is None:
             raise ValueError('unknown_price = "default" needs default_price')
         if self.strict_exchange_rate:
@@ -260,12 +271,20 @@ def describe(settings: Settings, *, budgets: int | None = None, keys: int | None
     """The line a start logs. `budgets` and `keys` are the numbers in force where the store adds to the file's."""
     return (
         f"askii {__version__}: config {settings.config or 'none'}, store {shown_url(settings.store)}, "
+        f"{_journal_place(settings)}"
         f"enforcement {settings.enforcement}, "
         f"identity {', '.join(s if isinstance(s, str) else 'callable' for s in settings.identity.sources)}, "
         f"sinks {', '.join(settings.sinks.names) or 'none'}, "
         f"budgets {len(settings.budgets) if budgets is None else budgets}, "
         f"keys {len(settings.keys) if keys is None else keys}"
     )
+
+
+def _journal_place(settings: Settings) -> str:
+    """Where charges wait while the store is away, unless that is beside the file that `store` names."""
+    place = settings.journal_path or journal_beside(settings.store)
+    beside = settings.journal_path is None and settings.store.startswith("sqlite://")
+    return "" if place is None or beside else f"journal {Path(place).absolute()}, "
 
 
 def limits_nothing(settings: Settings) -> bool:

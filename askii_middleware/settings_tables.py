@@ -31,7 +31,10 @@ from .errors import ConfigurationError
 from .identity import MAX_VALUE_CHARS, Identity
 from .stores.base import KeyRow
 
-STORE_SCHEMES = ("memory", "sqlite", "redis", "rediss", "postgresql")
+STORE_SCHEMES = (
+    *("memory", "sqlite", "postgresql", "redis", "rediss"),
+    *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
+)
 
 # Errors --------------------------------------------------------------------------------------------------------------
 

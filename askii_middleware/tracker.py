@@ -32,6 +32,7 @@ from .explaining import Explaining
 from .fallbacks import Fallbacks
 from .identity import Identity
 from .journal import Journal, journal_beside
+from .leased import LeasedStore
 from .metering import Meters
 from .metrics import Metrics
 from .modes import Mode, Modes
@@ -85,8 +86,11 @@ class CostTracker(Admissions, Charging, Explaining):
         downgrade_at: above this utilisation (0 to 1) of a budget of the requested model, fallbacks are tried first.
         provider_of: whose prices a model has, for gateways that know where it is served; None: its name and its API
             decide.
+        lease: admit calls here from credit drawn ahead of need, without a round trip; over shared stores only.
+        lease_s: within this time budget edits take effect on calls that are admitted from credit.
         on_store_error: while the store is away, `deny` calls or `allow` them unheld; both are charged.
-        journal_path: prefix of the files where charges wait for the store; None: beside the SQLite file, or none.
+        journal_path: prefix of the files where charges wait for the store; None: beside the SQLite file, for a ledger
+            on a server `askii-journal` in the working directory, in memory none.
         outbox_max_pending: beyond so many undelivered records, new calls are refused.
         subscription_of: the external subscription of an identity: a callable or a table by tenant; default: tenant.
         alert_channels: who hears when what is spent crosses a budget's `alert_at`; None: the log.
@@ -119,6 +123,8 @@ class CostTracker(Admissions, Charging, Explaining):
         settle_timeout_s: float = 5.0,
         downgrade_at: float = 1.0,
         provider_of: Callable[[str], str | None] | None = None,
+        lease: bool = False,
+        lease_s: float = 1.0,
         on_store_error: Literal["deny", "allow"] = "deny",
         journal_path: str | None = None,
         journal_max_bytes: int = 64 << 20,
@@ -139,13 +145,22 @@ class CostTracker(Admissions, Charging, Explaining):
             hold_ttl_s=hold_ttl_s,
             max_call_s=max_call_s,
             settle_timeout_s=settle_timeout_s,
+            lease_s=lease_s,
             block_grace_s=block_grace_s,
             default_max_output_tokens=default_max_output_tokens,
             outbox_max_pending=outbox_max_pending,
             max_series=max_series,
             min_output_tokens=min_output_tokens,
         )
-        self.store: Store = open_store(store, clock=clock) if isinstance(store, str) else store
+        # Shared engines have clocks of their own, which all workers agree on.
+        own_clock = None if clock is time.time else clock
+        self.store: Store = (
+            open_store(store, clock=own_clock, timeout_s=settle_timeout_s) if isinstance(store, str) else store
+        )
+        if lease:
+            if lease_s > hold_ttl_s / 2:
+                raise ConfigurationError(f"lease_s: {lease_s:g} s is more than half of hold_ttl_s, {hold_ttl_s:g} s")
+            self.store = LeasedStore(self.store, lease_s=lease_s)
         self.sinks = tuple(sinks)
         self.alert_channels = default_channels() if alert_channels is None else tuple(alert_channels)
         check_different("sinks", [sink.name for sink in self.sinks])
@@ -273,6 +288,11 @@ class CostTracker(Admissions, Charging, Explaining):
     async def flush(self, timeout_s: float = 5.0) -> None:
         """Write and deliver what waits, within `timeout_s`. What is left stays where it is."""
         await self._session.flush(timeout_s)
+
+    @property
+    def journal_path(self) -> Path | None:
+        """What the files begin with where charges wait while the store is away; None: they wait in memory."""
+        return self._writer.journal_path
 
     @property
     def rejected_path(self) -> Path | None:

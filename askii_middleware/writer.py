@@ -26,6 +26,10 @@ T = TypeVar("T")
 OnSettled = Callable[[Settled | None], None]
 
 
+class NoPlaceError(StoreError):
+    """What a new call costs could not be kept, not even for later: it is refused under every policy."""
+
+
 class LedgerWriter:
     """Owns the writes that must not be lost.
 
@@ -48,6 +52,8 @@ class LedgerWriter:
         self._journal = journal
         self._timeout_s = settle_timeout_s
         self._on_store_error = on_store_error
+        self.on_waiting: Callable[[], None] = lambda: None
+        """Called when something has begun to wait for the store."""
         self._unwritten: deque[Entry] = deque()
         """What neither the store nor the journal took. Grows beyond `MAX_UNWRITTEN` only by the calls that run."""
         self._doubtful: deque[str] = deque(maxlen=MAX_UNWRITTEN)
@@ -66,6 +72,11 @@ class LedgerWriter:
         elif len(self._unwritten) >= MAX_UNWRITTEN:
             return "too many charges wait for the store"
         return None
+
+    @property
+    def journal_path(self) -> Path | None:
+        """What the journal's files begin with."""
+        return None if self._journal is None else self._journal.path
 
     @property
     def rejected_path(self) -> Path | None:
@@ -110,6 +121,7 @@ class LedgerWriter:
     def release_doubtful(self, call_id: str) -> None:
         """The store failed to answer whether it holds for a call that was refused: drop the hold when it is back."""
         self._doubtful.append(call_id)
+        self.on_waiting()
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work to its end whatever happens to the caller."""
@@ -185,6 +197,7 @@ class LedgerWriter:
         await self._keep(entry)
 
     async def _keep(self, entry: Entry) -> None:
+        self.on_waiting()
         if self._journal is not None:
             try:
                 await asyncio.to_thread(self._journal.append, entry)

@@ -73,7 +73,7 @@ async def store_with_alerts(clock: Clock, *mille: int) -> AsyncIterator[Store]:
 
 
 def worker_of(store: Store, channel: AlertChannel, clock: Clock, **options: Any) -> AlertWorker:
-    given: dict[str, Any] = {"owner": "w1", "random": random.Random(7), **options}
+    given: dict[str, Any] = {"owner": "w1", "lease_s": 30.0, "random": random.Random(7), **options}
     return DeliveryLoop(store, [], channels=[channel], clock=clock, **given).alerts[0]
 
 

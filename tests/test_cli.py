@@ -283,6 +283,7 @@ def test_a_sound_configuration_passes(configured: Askii) -> None:
         "exchange rate": ("ok", ""),
         "configuration": ("ok", "askii.toml"),
         "store": ("ok", "sqlite:///ledger.db"),
+        "journal": ("ok", f"{Path('ledger.db.journal').absolute()}.*"),
     }
 
 

@@ -224,6 +224,7 @@ async def running_lago(**options: Any) -> AsyncIterator[Lago]:
 async def worker_for(store: Store, sink: Sink, clock: FakeClock, **options: Any) -> SinkWorker:
     options.setdefault("random", random.Random(7))
     options.setdefault("owner", "w1")
+    options.setdefault("lease_s", 30.0)
     await store.register_sinks([sink.name])
     return DeliveryLoop(store, [sink], clock=clock, **options).workers[0]
 

@@ -32,12 +32,7 @@ if not is_live(hold) then
 end
 lift(hold)
 redis.call('SREM', P .. 'w:' .. hold.worker, call_id)
-if hold.nano_usd ~= 0 then
-    for _, counter in ipairs(hold.counters) do
-        begin(counter[1], counter[2])
-    end
-    stand(hold.counters, ELSEWHERE, hold.nano_usd)
-end
+stand(hold.counters, ELSEWHERE, hold.nano_usd, reader({}, ELSEWHERE))
 local deadline = seconds(until_s + OVERDUE_S)
 redis.call('HSET', P .. 'h:' .. call_id, 'w', ELSEWHERE, 'u', deadline)
 redis.call('ZADD', P .. 'deadlines', deadline, call_id)

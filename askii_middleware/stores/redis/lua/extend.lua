@@ -30,7 +30,7 @@ if budgets_version ~= (tonumber(redis.call('HGET', P .. 'meta', 'budgets_version
     return { 'stale' }
 end
 
-local read = reader(lapsed_holds())
+local read = reader(lapsed_holds(), hold.worker)
 local more, enough = target - hold.nano_usd, math.min(least, target) - hold.nano_usd
 local granted, told_now = 0, nil
 if more > 0 then
@@ -55,10 +55,7 @@ if granted > 0 then
             return { 'unwritable', counter[1] }
         end
     end
-    for _, counter in ipairs(hold.counters) do
-        begin(counter[1], counter[2])
-    end
-    stand(hold.counters, hold.worker, granted)
+    stand(hold.counters, hold.worker, granted, read)
 end
 local reached = hold.nano_usd + granted
 redis.call('HSET', P .. 'h:' .. call_id, 'n', whole(reached), 'q', whole(sequence))

@@ -1,4 +1,4 @@
--- include: start.lua
+-- include: sums.lua
 -- Counters, holds and the heartbeats of workers.
 --
 -- Invariants. `c:<counter>`: `h` is the sum of `h:<worker>` over all workers, and each of these the sum of that worker's
@@ -58,12 +58,14 @@ local function lapsed_holds()
     return found
 end
 
--- Reads counters as if the holds in `away` were not there: an array of spent, held, and whether there is such a
--- counter. The holds of dead workers that are not buried yet do not count.
-local function reader(away)
-    local fields = { 's', 'h', 'k', 'e' }
-    for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now_text)) do
-        fields[#fields + 1] = 'h:' .. worker
+-- Reads counters as if the holds in `away` were not there: an array of spent, held, whether there is such a counter, and
+-- as they are stored, the sums of all holds and of this worker's. The holds of dead workers that are not buried yet do
+-- not count.
+local function reader(away, worker)
+    local fields = { 's', 'h', 'k', 'e', 'h:' .. (worker or '') }
+    local live = #fields
+    for _, dead in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now_text)) do
+        fields[#fields + 1] = 'h:' .. dead
     end
     local gone = {}
     for _, hold in ipairs(away) do
@@ -77,19 +79,14 @@ local function reader(away)
         if not amounts then
             local found = redis.call('HMGET', P .. 'c:' .. counter, unpack(fields))
             local held = (tonumber(found[2]) or 0) + (tonumber(found[3]) or 0) - (gone[counter] or 0)
-            for n = 5, #fields do
+            for n = live + 1, #fields do
                 held = held - (tonumber(found[n]) or 0)
             end
-            amounts = { tonumber(found[1]) or 0, held, found[4] and true }
+            amounts = { tonumber(found[1]) or 0, held, found[4] and true, found[2], found[5] }
             known[counter] = amounts
         end
         return amounts
     end
-end
-
--- The same of what is spent alone, and as it is at each moment.
-local function spent_only(counter)
-    return { tonumber(redis.call('HGET', P .. 'c:' .. counter, 's')) or 0 }
 end
 
 -- From now on there is this counter. The memory it takes is bounded twice: heartbeats prune it by the ledger's clock,
@@ -105,13 +102,18 @@ local function begin(counter, end_s)
     end
 end
 
--- Hold so much more on these counters, all of which exist.
-local function stand(counters, worker, nano_usd)
-    local more = whole(nano_usd)
+-- Hold so much more on these counters. `read` reads them for this worker, and nothing was written to them since.
+local function stand(counters, worker, nano_usd, read)
+    if nano_usd == 0 then
+        return
+    end
+    local names, more = { 'h', 'h:' .. worker }, { nano_usd, nano_usd }
     for _, counter in ipairs(counters) do
-        local key = P .. 'c:' .. counter[1]
-        redis.call('HINCRBY', key, 'h', more)
-        redis.call('HINCRBY', key, 'h:' .. worker, more)
+        local amounts = read(counter[1])
+        if not amounts[3] then
+            begin(counter[1], counter[2])
+        end
+        add_up(P .. 'c:' .. counter[1], names, { amounts[4], amounts[5] }, more)
     end
 end
 
@@ -174,20 +176,4 @@ local function drop(hold)
     if hold.state == 'lost' then
         redis.call('SREM', P .. 'lost', hold.id)
     end
-end
-
--- The sum of what live holds come to, in decimal because it may be more than a number holds, and how many were lost.
-local function held_and_lost()
-    local billions, units, billion = 0, 0, 1000000000
-    for _, call_id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadlines', '(' .. now_text, '+inf')) do
-        local found = redis.call('HMGET', P .. 'h:' .. call_id, 'w', 'n')
-        if is_alive(found[1]) then
-            local rest = math.fmod(found[2], billion)
-            billions, units = billions + (found[2] - rest) / billion, units + rest
-        end
-    end
-    local rest = math.fmod(units, billion)
-    billions = billions + (units - rest) / billion
-    local held = billions == 0 and whole(rest) or whole(billions) .. string.format('%09.0f', rest)
-    return held, redis.call('SCARD', P .. 'lost')
 end

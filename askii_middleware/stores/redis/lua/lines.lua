@@ -74,6 +74,11 @@ local function new_line(plan, counter, scope, end_s)
     }
 end
 
+-- What is spent at each moment, which is all that seats are given by.
+local function spent_only(counter)
+    return { tonumber(redis.call('HGET', P .. 'c:' .. counter, 's')) or 0 }
+end
+
 -- Whether a value has, or with this call gets, a counter of its own beside the shared one.
 local function take_seat(lines, line, shared, most, read)
     if redis.call('SISMEMBER', P .. 'p:' .. shared, line.counter) == 1 or read(line.counter)[1] ~= 0 then

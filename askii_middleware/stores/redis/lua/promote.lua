@@ -23,7 +23,7 @@ for _, counter in ipairs(owed) do
         return { 'credit', counter, whole(left) }
     end
 end
-local read = reader(lapsed_holds())
+local read = reader(lapsed_holds(), holder)
 for _, counter in ipairs(free) do
     local amounts = read(counter)
     if amounts[1] + amounts[2] + hold > MAX then
@@ -34,11 +34,6 @@ end
 for _, counter in ipairs(owed) do
     take_credit(counter, holder, hold)
 end
-if hold ~= 0 then
-    for _, counter in ipairs(counters) do
-        begin(counter[1], counter[2])
-    end
-    stand(counters, holder, hold)
-end
+stand(counters, holder, hold, read)
 place(call_id, holder, hold, counters, whole(candidate), seconds(admitted_at), now + life_s, answer, about)
 return 1

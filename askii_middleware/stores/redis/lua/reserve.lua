@@ -14,13 +14,8 @@
 local call_id, worker, forms_version, budgets_version, life_s, replaces, is_shadow, about, windows, candidates =
     unpack(cmsgpack.unpack(ARGV[2]))
 
-local known = redis.call('HGET', P .. 'h:' .. call_id, 'r')
-if known then
-    return known
-end
-local done = redis.call('GET', P .. 'd:' .. call_id)
-if done then
-    return { 'done', done }
+if redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id) > 0 then
+    return redis.call('HGET', P .. 'h:' .. call_id, 'r') or { 'done', redis.call('GET', P .. 'd:' .. call_id) }
 end
 local versions = redis.call('HMGET', P .. 'meta', 'forms_version', 'budgets_version')
 if forms_version ~= (tonumber(versions[1]) or 0) then
@@ -45,7 +40,7 @@ local old = replaces ~= '' and find_hold(replaces)
 if old and is_live(old) then
     away = joined(lapsed, { old })
 end
-local read, pick = reader(away), picker(windows, now)
+local read, pick = reader(away, worker), picker(windows, now)
 local order, lines = {}, {}
 local function look_at(index)
     if not lines[index] then
@@ -119,16 +114,14 @@ end
 if replaces ~= '' then
     release(replaces)
 end
+if away[1] then
+    read = reader({}, worker) -- for what has just been taken off
+end
 local counters = {}
 for n, line in ipairs(lines[chosen]) do
     counters[n] = { line.counter, line.end_s }
-    if hold ~= 0 and not read(line.counter)[3] then
-        begin(line.counter, line.end_s)
-    end
 end
-if hold ~= 0 then
-    stand(counters, worker, hold)
-end
+stand(counters, worker, hold, read)
 seat(lines[chosen])
 place(call_id, worker, hold, counters, chosen - 1, now_text, now + life_s, answer, about)
 return answer
