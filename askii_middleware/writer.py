@@ -97,6 +97,7 @@ class LedgerWriter:
         """Write a settlement, then call `on_settled` with the answer. None: the store did not take it in time, and it
         waits in the journal. Once begun it runs to its end, even if the caller is cancelled meanwhile.
         """
+        settlement = self._store.attributed(settlement)
         try:
             settled = self._store.settle_at_once(settlement)
         except Exception:  # noqa: BLE001 - it will be met again, and dealt with, below

@@ -130,6 +130,9 @@ class LeasedStore(DelegatingStore):
             await self._give_back(scarce)
         return await self._store.extend(request)
 
+    def attributed(self, settlement: Settlement) -> Settlement:
+        return settlement if self._pid != os.getpid() else self._book.charge(settlement)
+
     async def settle(self, settlement: Settlement) -> Settled:
         charged = self._book.charge(settlement)
         try:

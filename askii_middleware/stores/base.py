@@ -145,6 +145,12 @@ class Store(ABC):
         settled one is a duplicate. Raises UnwritableError if a counter would leave its range of 2**53 - 1 nano-USD.
         """
 
+    def attributed(self, settlement: Settlement) -> Settlement:
+        """The settlement with all that the store knows about its call in this process, such as the credit it was
+        admitted from: so that it may wait in a journal and be written by any other process.
+        """
+        return settlement
+
     def settle_at_once(self, settlement: Settlement) -> Settled | None:
         """`settle`, if that needs no waiting; None, and nothing done, where it would. A caller that must not be
         interrupted then saves a task of its own. Raises StoreError.

@@ -12,6 +12,7 @@ import pytest
 from askii_middleware import CostTracker, ModelPrice
 from askii_middleware.admission import Admission, ReserveRequest
 from askii_middleware.errors import ConfigurationError, StoreError
+from askii_middleware.journal import Journal
 from askii_middleware.leased import LeasedStore
 from askii_middleware.leased.delegating import DelegatingStore
 from askii_middleware.settings import load_settings
@@ -27,6 +28,7 @@ from askii_middleware.stores.base import (
     Store,
     UnwritableError,
 )
+from askii_middleware.writer import LedgerWriter
 from tests.stores.support import Client, Clock, budget
 
 LIMIT = 1_000_000
@@ -481,3 +483,23 @@ async def test_a_tracker_with_leases_counts_every_call_and_leaves_no_credit_behi
     assert (totals.held_nano_usd, totals.lost) == (0, 0)
     assert await ledger.credits() == []
     await ledger.close()
+
+
+async def test_a_charge_that_waited_in_a_journal_uses_up_its_credit_whoever_writes_it(
+    client: Client, wire: Wire, tmp_path: Path
+) -> None:
+    await warm(client, wire)
+    await client.reserve("a", 100)
+    wire.fails["settle 1"] = StoreError("away")
+    writer = LedgerWriter(client.store, Journal(str(tmp_path / "journal")))
+    assert await writer.settle(client.settlement("a", 60)) is None
+    await writer.close()
+    (before,) = await wire.credits()
+    adopter = LedgerWriter(wire, Journal(str(tmp_path / "journal")))
+    await adopter.open()
+    await adopter.adopt_orphans()
+    await adopter.replay()
+    (after,) = await wire.credits()
+    assert after.used_nano_usd - before.used_nano_usd == 60
+    assert after.granted_nano_usd == before.granted_nano_usd
+    await adopter.close()

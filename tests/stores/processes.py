@@ -26,34 +26,31 @@ TENANTS = ("acme", "other")
 
 
 class RealClock(Clock):
+    """For a client of a store with the engine's own clock."""
+
+    def __init__(self) -> None:
+        pass
+
     def __call__(self) -> float:
-        self.now_s = time.time()
-        return self.now_s
+        return time.time()
+
+    @property
+    def now_s(self) -> float:
+        return time.time()
+
+    @now_s.setter
+    def now_s(self, _: float) -> None:
+        raise AssertionError("nobody sets the time")
 
 
 async def connect(path: str, worker: str) -> Client:
-    clock = RealClock(time.time())
+    clock = RealClock()
     store = open_store(f"sqlite:///{path}", clock=clock)
     await store.open()
     await store.heartbeat(worker, 3600)
     client = Client(store, clock)
     await client.refresh()
     return client
-
-
-async def rush(path: str, name: str) -> None:
-    """Fifty reserves at once; waits for the word before it settles those that were admitted, with their exact cost."""
-    client = await connect(path, name)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    calls = [f"{name}-{n}" for n in range(50)]
-    answers = await asyncio.gather(*(client.reserve(call, 100, worker=name) for call in calls))
-    admitted = [call for call, answer in zip(calls, answers, strict=True) if answer.candidate is not None]
-    print(json.dumps(admitted), flush=True)
-    sys.stdin.readline()
-    settled = await asyncio.gather(*(client.settle(call, 93) for call in admitted))
-    print(json.dumps([s.late or s.duplicate for s in settled]), flush=True)
-    await client.store.close()
 
 
 async def grow(path: str, name: str) -> None:
@@ -172,8 +169,6 @@ def kill(pid: int) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["rush", path, name]:
-            asyncio.run(rush(path, name))
         case ["grow", path, name]:
             asyncio.run(grow(path, name))
         case ["defer", path]:

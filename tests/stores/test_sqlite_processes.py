@@ -99,28 +99,6 @@ def audit(path: Path) -> None:
         db.close()
 
 
-async def test_of_200_concurrent_reserves_in_4_processes_exactly_those_with_room_are_admitted(tmp_path: Path) -> None:
-    path = tmp_path / "askii.db"
-    clock = Clock(time.time())
-    client = Client(open_store(f"sqlite:///{path}", clock=clock), clock)
-    await client.store.open()
-    await client.set(budget("tenant=acme", 1099))
-    async with contextlib.AsyncExitStack() as stack:
-        rushes = [await stack.enter_async_context(running("rush", str(path), f"p{n}")) for n in range(4)]
-        assert [await hear(process) for process in rushes] == ["ready"] * 4
-        for process in rushes:
-            await tell(process)
-        admitted = [json.loads(await hear(process)) for process in rushes]
-        assert sum(len(calls) for calls in admitted) == 10
-        assert await client.spent_held() == (0, 1000)
-        for process in rushes:
-            await tell(process)
-        assert [json.loads(await hear(process)) for process in rushes] == [[False] * len(calls) for calls in admitted]
-    assert await client.spent_held() == (930, 0)
-    assert (await client.store.totals())[:4] == (10, 930, 10, 930)
-    await client.store.close()
-
-
 async def test_streams_of_4_processes_grow_until_the_last_nano_usd_and_report_each_share_once(tmp_path: Path) -> None:
     path = tmp_path / "askii.db"
     clock = Clock(time.time())

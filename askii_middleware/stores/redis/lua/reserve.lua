@@ -114,7 +114,7 @@ end
 if replaces ~= '' then
     release(replaces)
 end
-if away[1] then
+if away[1] or replaces ~= '' then
     read = reader({}, worker) -- for what has just been taken off
 end
 local counters = {}
