@@ -83,6 +83,8 @@ class Database:
             _inherited.extend((self._front, self._upkeep, self._reading))
             self._front = self._checkpointing = None
             self._loops.clear()
+            if self._courtesy is not None:
+                self._courtesy.close()
         async with self._here().turn:
             if self._front is None:
                 self._front_lock = threading.Lock()
@@ -178,12 +180,16 @@ class Database:
 
     async def _write_groups(self, here: Queue) -> None:
         """Write what waits, a group at a time, until nothing does."""
-        while here.waiting:
-            began_s = time.monotonic()
-            while not await self._write_group(here, time.monotonic() - began_s):
-                pass
-            if here.waiting:
-                await asyncio.sleep(0)
+        try:
+            while here.waiting:
+                began_s = time.monotonic()
+                while not await self._write_group(here, time.monotonic() - began_s):
+                    pass
+                if here.waiting:
+                    await asyncio.sleep(0)
+        finally:
+            while here.waiting:  # the event loop ends
+                here.waiting.popleft().fail(StoreError(f"the ledger {self.path} was left before this was written"))
 
     async def _write_group(self, here: Queue, waited_s: float) -> bool:
         """Try to write a group. False: not yet, another process is writing."""
@@ -191,9 +197,11 @@ class Database:
         if courtesy is not None:
             if waited_s > LONG_S:
                 courtesy.claim()
-            if waited_s < PATIENCE_S and courtesy.is_asked():
-                await asyncio.sleep(POLL_S)
-                return False
+            if courtesy.is_asked():
+                if waited_s < PATIENCE_S:
+                    await asyncio.sleep(POLL_S)
+                    return False
+                courtesy.ignore()
         async with here.turn:
             group = here.next_group()
             begin: Work[None] = partial(run_group, group=group)
@@ -210,6 +218,11 @@ class Database:
                 for waiting in group:
                     waiting.fail(error)
                 group = []
+            except BaseException:
+                # In a thread it may be written all the same; whoever repeats it changes nothing twice.
+                for waiting in group:
+                    waiting.fail(StoreError(f"writing to the ledger {self.path} was interrupted"))
+                raise
             else:
                 for waiting in group:
                     waiting.finish(self.path)
@@ -229,6 +242,7 @@ class Database:
             if waiting.give_up_s <= now_s:
                 waiting.fail(late)
             else:
+                waiting.put_back()
                 here.waiting.appendleft(waiting)
 
     async def read(self, work: Work[T]) -> T:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from .sqlite_errors import translate
 
 T = TypeVar("T")
 
+IGNORED_S = 10.0
 MAX_GROUP = 64
 """Writes in one transaction: some 5 ms of the event loop."""
 
@@ -37,6 +39,10 @@ class Waiting(Generic[T]):
         """False: whoever asked for it is gone, and it is not to be run."""
         self.begun = not self._future.done()
         return self.begun
+
+    def put_back(self) -> None:
+        """It was not run: whoever gives up now need not wait for it."""
+        self.begun = False
 
     def run(self, connection: sqlite3.Connection) -> None:
         self._error = None
@@ -129,26 +135,37 @@ class Courtesy:
     begins a transaction, and lets the one that waits go first.
 
     It is a lock that nobody waits for, on the file's directory: SQLite's own locks are of another kind, and a lock
-    ends with its process. Where the file system has none, nobody is ever known to wait.
+    ends with its process. Where there is no such lock to be had, nobody is ever known to wait.
     """
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(Path(path).resolve().parent, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._claimed = False
+        self._ignored_until_s = 0.0
+        self._fd: int | None = None
+        with suppress(OSError):  # a directory that may be entered and not be read
+            self._fd = os.open(Path(path).resolve().parent, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """After a fork, too: what the child has of its parent's lock would outlive it."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
     def is_asked(self) -> bool:
         """Whether another process has waited for long."""
         if self._claimed or self._lock(fcntl.LOCK_SH):
             self._unlock()
             return False
-        return True
+        return self._clock() >= self._ignored_until_s
+
+    def ignore(self) -> None:
+        """Whoever asks makes no use of it, and may be no worker at all: do not look again for a while."""
+        self._ignored_until_s = self._clock() + IGNORED_S
 
     def claim(self) -> None:
         """Ask the others to let this process go first. One at a time can."""
-        self._claimed = self._claimed or self._lock(fcntl.LOCK_EX)
+        self._claimed = self._claimed or (self._fd is not None and self._lock(fcntl.LOCK_EX))
 
     def yield_claim(self) -> None:
         if self._claimed:
@@ -156,6 +173,8 @@ class Courtesy:
             self._unlock()
 
     def _lock(self, kind: int) -> bool:
+        if self._fd is None:
+            return True
         try:
             fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -165,6 +184,6 @@ class Courtesy:
         return True
 
     def _unlock(self) -> None:
-        if not self._claimed:
+        if not self._claimed and self._fd is not None:
             with suppress(OSError):
                 fcntl.flock(self._fd, fcntl.LOCK_UN)

@@ -116,3 +116,36 @@ async def test_nobody_waits_for_ever_for_a_process_that_asked(tmp_path: Path) ->
     await asyncio.wait_for(database.write(lambda db: db.execute("CREATE TABLE numbers (number INTEGER)")), 5)
     other.close()
     await database.close()
+
+
+async def test_a_lock_that_nobody_makes_use_of_is_soon_ignored(tmp_path: Path) -> None:
+    now_s = 0.0
+    one = Courtesy(str(tmp_path / "askii.db"), lambda: now_s)
+    other = Courtesy(str(tmp_path / "askii.db"))
+    other.claim()
+    assert one.is_asked()
+    one.ignore()
+    assert not one.is_asked()
+    now_s = 10.0
+    assert one.is_asked()
+    one.close()
+    other.close()
+    other.claim()  # closed: nothing to claim, and nobody asks
+    assert not other.is_asked()
+
+
+def test_a_loop_that_ends_while_a_write_waits_ends_the_write(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "askii.db"))
+
+    async def leave() -> asyncio.Task[object]:
+        await database.open()
+        holder = sqlite3.connect(database.path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(database.write(lambda db: db.execute("CREATE TABLE numbers (number INTEGER)")))
+        await asyncio.sleep(0.02)
+        holder.close()
+        return waiting
+
+    waiting = asyncio.run(leave())
+    assert waiting.cancelled()
+    asyncio.run(database.close())
