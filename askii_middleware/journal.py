@@ -12,8 +12,9 @@ import fcntl
 import logging
 import os
 import threading
+from hashlib import sha256
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -27,15 +28,19 @@ MAX_FILES = 256
 
 
 def journal_beside(url: str) -> str | None:
-    """The default place of a ledger's journal: beside an SQLite file; in the working directory for a ledger on a
-    server, `askii-journal` or for another namespace `<namespace>-journal`. A ledger in memory needs none.
+    """The default place of a ledger's journal: beside an SQLite file; for a ledger on a server in the working directory,
+    `<namespace>-journal-<digest>`, so that no two ledgers share one. Credentials in the URL do not count. A ledger in
+    memory needs none.
     """
     if url.startswith("sqlite:///"):
         return url.removeprefix("sqlite:///") + ".journal"
     if url.startswith("memory://"):
         return None
-    names = parse_qs(urlsplit(url).query).get("namespace", [])
-    return f"{names[-1] if names else 'askii'}-journal"
+    server, _, options = url.partition("?")
+    scheme, _, place = server.partition("://")
+    namespace = parse_qs(options).get("namespace", ["askii"])[-1]
+    ledger = f"{scheme}://{place.rpartition('@')[2]}?{namespace}"
+    return f"{namespace}-journal-{sha256(ledger.encode()).hexdigest()[:8]}"
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,7 +85,12 @@ class Journal:
     @property
     def pending_bytes(self) -> int:
         """Bytes that wait for replay in this process's file."""
-        return self._end
+        return self._end if self._is_mine else 0
+
+    @property
+    def _is_mine(self) -> bool:
+        """After a fork the file is still the parent's."""
+        return self._file is not None and self._pid == os.getpid()
 
     @property
     def rejected_path(self) -> Path:
@@ -107,6 +117,8 @@ class Journal:
             path = self.path.with_name(f"{self.path.name}.{number}")
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except PermissionError:
+                continue  # another user's
             except OSError as error:
                 raise StoreError(f"journal {path} cannot be opened: {error.strerror}; check journal_path") from error
             if not _locked(file):
@@ -119,7 +131,10 @@ class Journal:
             except OSError as error:
                 logger.warning("journal %s: no room could be reserved: %s", path, error.strerror)
             return
-        raise StoreError(f"{MAX_FILES} journals {self.path}.* are in use; set another journal_path for this process")
+        raise StoreError(
+            f"{MAX_FILES} journals {self.path}.* are in use or may not be opened: set another journal_path for this "
+            "process, in a directory where this user may write"
+        )
 
     def append(self, entry: Entry) -> None:
         """Write and fsync one entry. Raises StoreError when full or failing; a torn line is never left behind."""
@@ -142,7 +157,7 @@ class Journal:
     def read(self, end: int | None = None) -> list[Entry]:
         """This process's entries in the order they were written, up to an earlier `pending_bytes`."""
         with self._lock:
-            if self._file is None or self._end == 0:
+            if not self._is_mine or self._file is None or self._end == 0:
                 return []
             return _entries(self._file, self._end if end is None else min(end, self._end))
 
@@ -151,7 +166,7 @@ class Journal:
         more were written since `pending_bytes` was `end`.
         """
         with self._lock:
-            if self._file is None or self._end == 0:
+            if not self._is_mine or self._file is None or self._end == 0:
                 return True
             if end is not None and self._end != end:
                 return False
@@ -192,8 +207,8 @@ class Journal:
                 continue
             try:
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
+            except OSError:
+                continue  # gone, or another user's: that one's processes adopt it
             if _locked(file):
                 found.append(Orphan(file, path))
             else:

@@ -202,18 +202,21 @@ class Session:
         async with self._opening:
             if self.is_ready:
                 return
-            now_s = time.monotonic()
-            if now_s < self._next_try_s:
-                raise StoreError(f"the ledger {self._store.url} is not reachable; trying again within a second")
+            self._check_patience()
             try:
                 await self._open()
             except StoreError:
-                self._next_try_s = now_s + RECONNECT_S
+                self._next_try_s = time.monotonic() + RECONNECT_S
                 raise
             self.is_ready = True
         self._delivery = self._new_delivery(worker_name())
         self._delivery.start()
         self._tend_in_background()
+
+    def _check_patience(self) -> None:
+        """Whoever queued behind a failed try gets its error, instead of a time-out of its own."""
+        if time.monotonic() < self._next_try_s:
+            raise StoreError(f"the ledger {self._store.url} is not reachable; trying again within a second")
 
     async def _open(self) -> None:
         if self._moved:
@@ -259,9 +262,19 @@ class Session:
         if away is not None:
             raise away
         if time.monotonic() > self._alive_until_s:
-            async with self._beating:
-                if time.monotonic() > self._alive_until_s:
-                    await self._beat()
+            await self._beat_unless(lambda: time.monotonic() <= self._alive_until_s)
+
+    async def _beat_unless(self, done: Callable[[], bool]) -> None:
+        """One heartbeat for all calls that need one."""
+        async with self._beating:
+            if done():
+                return
+            self._check_patience()
+            try:
+                await self._beat()
+            except StoreError:
+                self._next_try_s = time.monotonic() + RECONNECT_S
+                raise
 
     async def as_worker(self, ask: Callable[[str], Coroutine[Any, Any, T]]) -> T:
         """Ask the store under this worker's name. Where the store takes it for dead, perhaps because the machine slept,
@@ -271,9 +284,7 @@ class Session:
         try:
             return await ask(worker)
         except DeadWorkerError:
-            async with self._beating:
-                if self.worker == worker:
-                    await self._beat()
+            await self._beat_unless(lambda: self.worker != worker)
             return await ask(self.worker)
 
     def _tend_in_background(self) -> None:

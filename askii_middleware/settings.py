@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     max_call_s: Seconds = 3600.0
     settle_timeout_s: Seconds = 5.0
     journal_path: Path | None = None
-    """Prefix of the files where charges wait for the store; None: beside the SQLite file, or `askii-journal` in the
+    """Prefix of the files where charges wait for the store; None: beside the SQLite file, or `askii-journal-…` in the
     working directory.
     """
     journal_max_bytes: Count = 64 << 20

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -58,6 +59,10 @@ class LedgerWriter:
         """What neither the store nor the journal took. Grows beyond `MAX_UNWRITTEN` only by the calls that run."""
         self._doubtful: deque[str] = deque(maxlen=MAX_UNWRITTEN)
         """Ids of refused calls whose hold may stand. Losing one is no harm: the hold then ends by its deadline."""
+        self._released: deque[tuple[str, float]] = deque(maxlen=MAX_UNWRITTEN)
+        """Those that were released once, and when again: the request to hold may be on its way still, and come after
+        the release that was to undo it.
+        """
         self._tasks: set[asyncio.Task[Any]] = set()
         self._replaying: asyncio.Task[int] | None = None
 
@@ -116,13 +121,18 @@ class LedgerWriter:
         await self.shielded(self._defer(operation))
 
     def release_soon(self, call_id: str) -> None:
-        """Like `release`, for those who cannot wait."""
+        """Like `release`, for those who cannot wait, not even for the answer to their request to hold."""
         self._begin(self._release(call_id))
+        self._release_again(call_id)
 
     def release_doubtful(self, call_id: str) -> None:
         """The store failed to answer whether it holds for a call that was refused: drop the hold when it is back."""
         self._doubtful.append(call_id)
         self.on_waiting()
+
+    def _release_again(self, call_id: str) -> None:
+        """When nothing that was sent until now can be on its way any more."""
+        self._released.append((call_id, time.monotonic() + 2 * self._timeout_s))
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work to its end whatever happens to the caller."""
@@ -249,7 +259,7 @@ class LedgerWriter:
         """
         running = self._replaying
         if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
-            if not self.waiting:
+            if not self.waiting and not self._released:
                 return 0
             running = self._replaying = self._begin(self._replay_quietly())
         return await asyncio.shield(running)
@@ -279,7 +289,10 @@ class LedgerWriter:
                 break
         while self._doubtful:
             await bounded(self._store.release(self._doubtful[0]), self._timeout_s)
-            self._doubtful.popleft()
+            self._release_again(self._doubtful.popleft())
+        while self._released and self._released[0][1] <= time.monotonic():
+            await bounded(self._store.release(self._released[0][0]), self._timeout_s)
+            self._released.popleft()
         return count + written
 
     async def _spill(self) -> None:

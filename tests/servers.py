@@ -236,11 +236,13 @@ REPLICATED = ("--repl-diskless-sync-delay", "0", "--min-replicas-to-write", "1",
 
 
 @contextlib.contextmanager
-def replicated(folder: Path, replicas: int = 2) -> Iterator[tuple[Sentinel, list[Valkey]]]:
+def replicated(
+    folder: Path, replicas: int = 2, options: Sequence[str] = REPLICATED
+) -> Iterator[tuple[Sentinel, list[Valkey]]]:
     """A master, replicas that have caught up, and a Sentinel that knows all of them."""
-    master = Valkey(folder / "0", *REPLICATED)
+    master = Valkey(folder / "0", *options)
     followers = [
-        Valkey(folder / str(n), *REPLICATED, "--replicaof", f"127.0.0.1 {master.port}") for n in range(1, replicas + 1)
+        Valkey(folder / str(n), *options, "--replicaof", f"127.0.0.1 {master.port}") for n in range(1, replicas + 1)
     ]
     sentinel = Sentinel(folder / "sentinel", master)
     with running(master, *followers, sentinel):

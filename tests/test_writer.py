@@ -19,7 +19,9 @@ from askii_middleware.journal import Entry, Journal
 from askii_middleware.stores.base import Settlement
 from askii_middleware.writer import MAX_UNWRITTEN, LedgerWriter
 
-from .support.service import Clock, FaultyStore, both_stores, cancelled_at, faulty
+from .stores.support import Client, budget
+from .stores.support import Clock as SupportClock
+from .support.service import NOW_S, Clock, FaultyStore, both_stores, cancelled_at, faulty
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 0.05
@@ -115,6 +117,28 @@ async def test_a_release_the_store_did_not_take_is_repeated(kind: str, fault: st
         assert b.errors == ["release"]
         assert await b.writer.replay() == 1
         assert b.store.calls.count("release") == 2
+
+
+@pytest.mark.parametrize("doubtful", [True, False])
+async def test_a_hold_that_comes_after_its_release_is_released_again(doubtful: bool, tmp_path: Path) -> None:
+    store = faulty("sqlite", tmp_path, Clock())
+    writer = LedgerWriter(store, None, settle_timeout_s=TIMEOUT_S)
+    await store.open()
+    await store.heartbeat("w", 3600)
+    client = Client(store, SupportClock(NOW_S), [budget("tenant=*", 100)])
+    (writer.release_doubtful if doubtful else writer.release_soon)("late")
+    await writer.replay()
+    await writer.drain(1.0)
+    assert not writer.waiting
+    await client.reserve("late", 100)
+    assert await client.spent_held() == (0, 100)
+    await asyncio.sleep(2 * TIMEOUT_S)
+    await writer.replay()
+    assert await client.spent_held() == (0, 0)
+    released = store.calls.count("release")
+    await writer.replay()
+    assert store.calls.count("release") == released == 2
+    await store.close()
 
 
 @both_stores

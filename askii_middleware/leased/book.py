@@ -6,7 +6,7 @@ import msgspec
 
 from ..admission import Admission, BudgetState, ExtendRequest, Extension, Match, ReserveRequest
 from ..currency import MAX_NANO_USD
-from ..stores.base import CreditUse, Promotion, Settlement
+from ..stores.base import Promotion, Settlement
 from ..stores.rules import NO_HOLD, repeated
 from .credit import Known, LocalCall
 from .draws import MAX_MATCHES, Draws
@@ -101,6 +101,8 @@ class LeaseBook(Draws):
         for match, seen in zip(candidate.matches, found, strict=True):
             known = seen
             if known is None or known.match != match:
+                if seen is not None:
+                    self._stray(seen.credits)
                 known = self._known[match.counter] = Known(match, now)
             known.match = match
             known.leaving = False
@@ -130,24 +132,30 @@ class LeaseBook(Draws):
         return Extension(granted=True, hold_nano_usd=call.hold)
 
     def release(self, call_id: str) -> bool:
-        """Drop a local call. False: the store may know something of it, too."""
+        """Drop a local call. False: the store may know something of it, too. A doubtful one's credit stays where it is
+        until the hold that may come of it would have ended.
+        """
         call = self._calls.get(call_id)
         if call is None or call.cost is not None:
             return False
         del self._calls[call_id]
+        if call.doubtful:
+            self._parting[call_id] = call
+            return False
         call.drop()
-        return not call.doubtful
+        return True
 
     def charge(self, settlement: Settlement) -> Settlement:
-        """The settlement as the store is to get it; a local call's cost takes the place of its hold."""
+        """The settlement as the store is to get it; a local call's cost takes the place of its hold, and
+        what is above that is nobody's credit.
+        """
         call = self._calls.get(settlement.call_id)
         if call is None or settlement.credit is not None:
             return settlement
         if call.cost is None:
-            cost = max(settlement.cost_nano_usd, 0)
-            call.cost = max(cost, call.hold) if call.doubtful else cost
+            call.cost = call.hold if call.doubtful else min(max(settlement.cost_nano_usd, 0), call.hold)
             call.debit(call.cost - call.hold)
-        return msgspec.structs.replace(settlement, credit=CreditUse(call.holder, call.counters))
+        return msgspec.structs.replace(settlement, credit=call.use())
 
     def settled(self, call_id: str, *, written: bool = True) -> None:
         """The store has answered a settlement; not `written`: with the word that it never can be."""
@@ -167,15 +175,18 @@ class LeaseBook(Draws):
     def promotion(self, call: LocalCall, now: float) -> Promotion:
         return Promotion(
             call_id=call.id,
-            credit=CreditUse(call.holder, call.counters),
+            credit=call.use(),
             admission=msgspec.structs.replace(call.answer, hold_nano_usd=call.hold),
             deadline_s=max(call.until - now, 0.0),
             about=call.about,
         )
 
     def promoted(self, call: LocalCall, *, alive: bool = True) -> None:
-        """The store holds for a call from now on; not `alive`: its holder is dead, and nobody does."""
-        del self._calls[call.id]
+        """The store holds for a call from now on, or did; not `alive`: its holder is dead, and nobody does."""
+        if call.cost is not None:
+            return  # it may have been charged before: `settled` ends it
+        if self._calls.pop(call.id, None) is None and self._parting.pop(call.id, None) is None:
+            return
         call.leave()
         if alive:
             call.debit(-call.hold)

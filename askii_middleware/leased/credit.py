@@ -9,6 +9,7 @@ import msgspec
 
 from ..admission import Admission, BudgetState, Match, ReserveRequest
 from ..currency import MAX_NANO_USD
+from ..stores.base import CreditUse
 from .sizes import Demand
 
 
@@ -23,7 +24,7 @@ class Credit:
         self.granted = 0
         """As the store told last, less what was promoted since."""
         self.debits = 0
-        """What open calls hold, ended ones cost, and what is on its way back."""
+        """What open calls hold, ended ones cost of what they held, and what is on its way back."""
         self.returning = 0
         self.emptied = False
         """All there is goes back, while no call stands on it: whatever the store says then is used up."""
@@ -61,9 +62,12 @@ class LocalCall:
             self.ends = min(self.ends, known.ends)
         self.sequence = 0
         self.cost: int | None = None
-        """What is debited instead of the hold, once the call has ended."""
+        """What is debited instead of the hold, once the call has ended: no more than that."""
         self.doubtful = False
         """A promotion was sent and not answered: the store may hold for it, or may still come to."""
+
+    def use(self) -> CreditUse:
+        return CreditUse(self.holder, self.counters, self.hold)
 
     def debit(self, nano_usd: int) -> None:
         for credit in self.credits:
@@ -74,12 +78,9 @@ class LocalCall:
             credit.calls -= 1
 
     def drop(self) -> None:
-        """It has ended without a charge. A doubtful one's credit stays where it is: the store may still make a hold of
-        it.
-        """
-        if not self.doubtful:
-            self.leave()
-            self.debit(-self.hold)
+        """It has ended without a charge, and no hold can come of its credit any more."""
+        self.leave()
+        self.debit(-self.hold)
 
 
 class Known:
@@ -116,7 +117,7 @@ class Known:
 
 def give_back(credit: Credit, keep: int, returns: dict[str, int]) -> None:
     """Take out of use what goes back. Of a counter without calls that is simply all there is, so that the two sides
-    agree again where a call has cost more than its credit.
+    agree again where a promotion was in doubt.
     """
     surplus = max(credit.free - keep, 0)
     credit.debits += surplus

@@ -2,11 +2,13 @@
 
 Times here are monotonic seconds of this process, except where a name says `store`. Invariants:
 
-- What a counter's open calls hold, what its ended calls cost, and what is on its way back never comes to more than the
-  worker was granted there, unless a call costs more than it held. So the sum of all workers stays within the limit,
-  because every grant counts as held at the store until it is used.
+- What a counter's open calls hold, what its ended calls cost within their holds, and what is on its way back never
+  comes to more than the worker was granted there. So the sum of all workers stays within the limit, because every grant
+  counts as held at the store until it is used; it passes it by no more than what calls cost above their holds.
 - The store tells what was granted in all, never how much more, so a lost answer is made good by the next one. Draws and
   promotions of one worker therefore must not overlap: whoever uses this book sends one at a time.
+- All credit comes back once nobody wants it: a match is drawn for as long as calls stand on its credit, and credit that
+  belongs to no match any more goes back with its last call.
 - Credit is known by counter until long after its window's end: what is forgotten could be spent twice.
 """
 
@@ -49,8 +51,12 @@ class Draws:
         self.holder: str | None = None
         self._alive_until = -inf
         self._calls: dict[str, LocalCall] = {}
+        self._parting: dict[str, LocalCall] = {}
+        """Released ones whose promotion is in doubt."""
         self._known: dict[str, Known] = {}
         self._credits: dict[str, Credit] = {}
+        self._strays: dict[str, Credit] = {}
+        """Credit that no match has any more and that is not back yet."""
         self._until = -inf
         self._store_s = self._received = 0.0
         self._version: int | None = None
@@ -92,6 +98,7 @@ class Draws:
         self._until = -inf
         self._known.clear()
         self._credits.clear()
+        self._strays.clear()
         self._emptying = False
 
     def lapse(self) -> None:
@@ -105,7 +112,9 @@ class Draws:
 
     def next_draw(self) -> float:
         """When the next draw is due; `inf`: when something happens."""
-        if self.holder is None or not self._windows or not (self._known or self._emptying or self._busy(self._sent)):
+        if self.holder is None or not self._windows:
+            return inf
+        if not (self._known or self._strays or self._emptying or self._busy(self._sent)):
             return inf
         if self._emptying and not self._failing:
             return self._sent + self._lease_s / 100
@@ -130,21 +139,26 @@ class Draws:
         returns: dict[str, int] = {}
         asks = []
         if emptying:
-            for credit in self._credits.values():
-                give_back(credit, 0, returns)
+            for counter, credit in self._credits.items():
+                if counter not in self._strays:
+                    give_back(credit, 0, returns)
         for known in self._known.values():
             known.leaving = everything or now - known.demand.used_s > self._lease_s
             if now >= known.ends:
+                self._stray(known.credits)
                 known.credits, known.room = (), None  # a window's credit ends with it
             wanted = known.demand.needs(now, self._lease_s)
             known.target = 0 if emptying or known.leaving or now < known.rests else self._affordable(known, wanted)
             known.dry = not known.target and wanted > 0 and not emptying
             known.low = known.target // 4
             asks.append(self._ask(known, returns))
+        self._return_strays(returns)
         if not asks and not returns and not self._busy(now):
             return None
-        # Where every call goes to the store, nothing has to be fresh.
-        useful = not self._known or any(not known.dry or not known.credits for known in self._known.values())
+        # Where every call goes to the store, or none comes, nothing has to be fresh.
+        useful = not self._known or any(
+            not known.leaving and not (known.dry and known.credits) for known in self._known.values()
+        )
         self._renew_s = self._lease_s / 3 if useful else self._lease_s * 2
         self._sequence += 1
         self._hungry = False
@@ -160,6 +174,23 @@ class Draws:
             forms_version=self._forms,
         )
         return self._unanswered
+
+    def _stray(self, credits: tuple[Credit, ...]) -> None:
+        self._strays.update((credit.counter, credit) for credit in credits)
+
+    def _return_strays(self, returns: dict[str, int]) -> None:
+        """All there is of each that no call stands on. Nothing is drawn on it meanwhile, so it may be repeated."""
+        kept = {credit.counter for known in self._known.values() for credit in known.credits} if self._strays else ()
+        for counter, credit in list(self._strays.items()):
+            if counter in kept or not (credit.calls or credit.free > 0):
+                del self._strays[counter]
+            elif not credit.calls and not self._is_untold(counter):
+                returns[counter] = MAX_NANO_USD
+
+    def _is_untold(self, counter: str) -> bool:
+        """The next answer may say that a match has this counter."""
+        known = self._known.get(counter.rpartition("|")[0].rpartition("|")[0])
+        return known is not None and known.room is None
 
     def _affordable(self, known: Known, wanted: int) -> int:
         for limit, left in known.room or ():
@@ -195,11 +226,15 @@ class Draws:
             gained = gained or sum(credit.free for credit in taken if credit is not None) > sum(before)
             if known is None or known.match != ask.match:
                 continue
-            if known.leaving:
+            if known.leaving and not any(credit.calls for credit in known.credits):
                 del self._known[ask.match.counter]
+                self._stray(known.credits)
             elif current:
                 self._resolve(known, lines, drawn.now_s, sent)
         self._filled_again(request)
+        for counter in self._strays.keys() & dict(request.returns).keys():
+            credit = self._strays[counter]
+            credit.granted = min(credit.granted, credit.debits)
         self._gap_s = self._lease_s / (100 if gained else 10)
         if self._version not in (None, drawn.budgets_version):
             self.lapse()
@@ -232,7 +267,9 @@ class Draws:
             for line, credit in held
             if credit is not None and line.state.limit_nano_usd and not line.state.soft
         ]
-        known.credits = tuple(credit for _, credit in binding)
+        before, known.credits = known.credits, tuple(credit for _, credit in binding)
+        if before != known.credits:
+            self._stray(before)
         known.room = tuple((state.limit_nano_usd or 0, self._left(state, credit)) for state, credit in binding)
         known.counters = tuple((line.state.counter, line.state.resets_at_s) for line in lines)
         known.states = tuple(without(line.state, credit) for line, credit in held)
@@ -275,7 +312,8 @@ class Draws:
             if mine:
                 known.rests = now + self._lease_s
                 idle = idle or any(credit.free > 0 for credit in mine)
-        return idle
+        strays = [credit for counter, credit in self._strays.items() if counter in counters]
+        return idle or any(credit.free > 0 and not credit.calls for credit in strays)
 
     def scarce(self, matches: tuple[Match, ...], nano_usd: int) -> set[str]:
         """Of the counters of these matches, those that have little left against such an amount."""
@@ -295,6 +333,10 @@ class Draws:
         for call in [call for call in self._calls.values() if call.cost is None and call.until + GRACE_S <= now]:
             del self._calls[call.id]
             call.drop()
+        for call in [call for call in self._parting.values() if call.until <= now]:
+            del self._parting[call.id]
+            call.drop()
         store_s = self._store_s + (now - self._received)
         for counter in [key for key, credit in self._credits.items() if credit.end_s + KEPT_S <= store_s]:
             del self._credits[counter]
+            self._strays.pop(counter, None)

@@ -14,7 +14,16 @@ from math import inf
 from ..admission import Admission, ExtendRequest, Extension, ReserveRequest
 from ..budgets import Budget
 from ..errors import ConfigurationError, StoreError
-from ..stores.base import DeadWorkerError, Operation, Settled, Settlement, StaleFormsError, Store, UnwritableError
+from ..stores.base import (
+    DeadWorkerError,
+    Operation,
+    Settled,
+    Settlement,
+    ShortCreditError,
+    StaleFormsError,
+    Store,
+    UnwritableError,
+)
 from ..waiting import bounded
 from .batches import SettleBatches
 from .book import LeaseBook
@@ -150,6 +159,9 @@ class LeasedStore(DelegatingStore):
         return answers
 
     async def release(self, call_id: str) -> None:
+        call = self._book.open_call(call_id)
+        if call is not None and call.doubtful:
+            await self._tell(call)  # once it surely is a hold, that can be released, and its credit is not in doubt
         if not self._book.release(call_id):
             await self._store.release(call_id)
 
@@ -170,13 +182,24 @@ class LeasedStore(DelegatingStore):
         async with self._lane:
             if self._book.open_call(call.id) is not call:
                 return
-            call.doubtful = True  # until it is answered, whatever ends the wait
             try:
-                await self._store.promote(self._book.promotion(call, self._monotonic()))
-            except DeadWorkerError:
-                self._book.promoted(call, alive=False)
-            else:
-                self._book.promoted(call)
+                await self._promote_once(call)
+            except ShortCreditError:
+                await self._ask()  # which tells what there is, and brings more
+                if self._book.open_call(call.id) is call:
+                    await self._promote_once(call)
+
+    async def _promote_once(self, call: LocalCall) -> None:
+        doubtful, call.doubtful = call.doubtful, True  # until it is answered, whatever ends the wait
+        try:
+            await self._store.promote(self._book.promotion(call, self._monotonic()))
+        except ShortCreditError:
+            call.doubtful = doubtful  # an earlier one may still be on its way
+            raise
+        except DeadWorkerError:
+            self._book.promoted(call, alive=False)
+        else:
+            self._book.promoted(call)
 
     # Drawing ---------------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ __all__ = [
     "Promotion",
     "Settled",
     "Settlement",
+    "ShortCreditError",
     "SpendRow",
     "StaleFormsError",
     "Store",
@@ -83,6 +84,10 @@ class DeadWorkerError(StoreError):
     """The request's worker has no live heartbeat, so its hold would not count: send a heartbeat (under a new name if
     that answers False) and retry. Nothing was changed.
     """
+
+
+class ShortCreditError(StoreError):
+    """The holder has less credit than is to become a hold: draw first, or reserve the call. Nothing was changed."""
 
 
 class UnwritableError(StoreError):
@@ -212,8 +217,8 @@ class Store(ABC):
     async def promote(self, promotion: Promotion) -> None:
         """Place a hold of `admission.hold_nano_usd` on the counters and take as much of the holder's credit on each,
         so that what is held in all stays the same. From then on the call is as if it had been reserved. A call that
-        has a hold or a marker already: nothing happens. Raises DeadWorkerError, and StoreError where the credit is not
-        there; nothing is changed then.
+        has a hold or a marker already: nothing happens. Raises DeadWorkerError, and ShortCreditError where the credit
+        is not there.
         """
 
     @abstractmethod
@@ -323,8 +328,8 @@ class Store(ABC):
 
     @abstractmethod
     async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
-        """The next entries of these partitions, at most `limit`: those due again first, the longest due first, then
-        new ones in the order of settlement. A tenant's entries keep their order among first deliveries.
+        """The next entries of these partitions, at most `limit`: those due again first, the longest due first, and while
+        there are new ones in no more than half of the places; then new ones in the order of settlement. A tenant's entries keep their order among first deliveries.
         """
 
     @abstractmethod

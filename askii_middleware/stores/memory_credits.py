@@ -47,12 +47,12 @@ class CreditBook:
             credit.granted -= taken
             self._add(counter, -taken)
 
-    def use(self, counters: Iterable[tuple[str, int]], holder: str, cost_nano_usd: int) -> None:
+    def use(self, counters: Iterable[tuple[str, int]], holder: str, nano_usd: int) -> None:
         """Use up as much on each counter, or what there is."""
         for counter, _ in counters:
             credit = self._find(counter, holder)
             if credit is not None:
-                used = max(min(cost_nano_usd, credit.granted - credit.used), 0)
+                used = max(min(nano_usd, credit.granted - credit.used), 0)
                 credit.used += used
                 self._add(counter, -used)
 

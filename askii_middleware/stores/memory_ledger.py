@@ -146,7 +146,7 @@ class MemoryLedger:
         self._carries[settlement.subscription] = rest
         book.charge(counters, cost)
         if credit is not None:
-            book.credit.use(counters, credit.holder, cost)
+            book.credit.use(counters, credit.holder, min(cost, credit.hold_nano_usd))
         if hold is not None:
             book.lift(hold)
             del book.holds[call_id]
@@ -221,7 +221,7 @@ class MemoryLedger:
         return Drawn(now_s, budgets.version, lines)
 
     def promote(self, promotion: Promotion, now_s: float) -> None:
-        book, call_id, (holder, counters) = self.book, promotion.call_id, promotion.credit
+        book, call_id, (holder, counters, _) = self.book, promotion.call_id, promotion.credit
         if call_id in book.holds or call_id in self.done:
             return
         check_worker(holder, book.workers.get(holder), now_s)

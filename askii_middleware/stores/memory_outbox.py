@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import StoreError
 from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome, partition_of
-from .rules import check_outcomes
+from .rules import check_outcomes, due_again
 from .sharing import hand_of, share_of
 
 KEPT_RECORDS = 100_000
@@ -163,9 +163,10 @@ class MemoryOutbox:
         due = sorted(
             (a for a in aside if a.state == "again" and a.due_s <= now_s), key=lambda a: (a.due_s, a.stored.number)
         )
-        found = [_entry(a.stored, a.attempts) for a in due[:limit]]
-        fresh = merge(*(self._fresh(sink, partition) for partition in asked), key=lambda stored: stored.number)
-        return found + [_entry(stored, 0) for stored in islice(fresh, limit - len(found))]
+        merged = merge(*(self._fresh(sink, partition) for partition in asked), key=lambda stored: stored.number)
+        fresh = list(islice(merged, limit))
+        found = [_entry(a.stored, a.attempts) for a in due[: due_again(len(due), len(fresh), limit)]]
+        return found + [_entry(stored, 0) for stored in fresh[: limit - len(found)]]
 
     def _fresh(self, sink: _Sink, partition: int) -> Iterator[_Stored]:
         place, stored = sink.places[partition], self._partitions[partition]

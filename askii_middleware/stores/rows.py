@@ -28,6 +28,8 @@ class CreditUse(NamedTuple):
     holder: str
     counters: tuple[tuple[str, int], ...]
     """Key and window end of each counter the call was admitted on."""
+    hold_nano_usd: int
+    """What the call holds of it. Its charge never uses up more: other open calls stand on the rest."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
         record: the usage record as a JSON object without its last two members, `late` and `askii_coins`, which only
             the store knows.
         credit: for a call without a hold that was admitted from credit: it is charged to these counters, whatever
-            `matches` say by now, and as much of the holder's credit on them is used up.
+            `matches` say by now, and as much of the holder's credit on them is used up, within the call's hold.
     """
 
     call_id: str
@@ -274,7 +276,7 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True):
     """Turn credit of a worker into a hold of one of its calls, with `admission` as the answer it was given.
 
     Attributes:
-        credit: whose credit, and the counters the hold will stand on.
+        credit: whose credit, and the counters the hold will stand on. How much it takes says `admission`.
         deadline_s: how long the hold may live from now on.
         about: as in ReserveRequest.
     """

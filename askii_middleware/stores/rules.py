@@ -21,7 +21,6 @@ from ..admission import (
 )
 from ..budgets import Budget, Scope
 from ..currency import MAX_NANO_USD, PICO
-from ..errors import StoreError
 from .base import (
     CHANNEL_PREFIX,
     MAX_KEY_CHARS,
@@ -34,6 +33,7 @@ from .base import (
     Outcome,
     Promotion,
     Settlement,
+    ShortCreditError,
     StaleFormsError,
     UnwritableError,
 )
@@ -224,14 +224,14 @@ def owing(promotion: Promotion) -> tuple[list[str], list[str]]:
 def check_promotion(
     promotion: Promotion, left: Callable[[str], int], read: Callable[[str], Amounts]
 ) -> Sequence[tuple[str, int]]:
-    """What credit a promotion takes, by counter. Raises StoreError where `left`, what the holder has not used, is too
-    little, and UnwritableError like `owing` or where a counter without credit cannot hold more.
+    """What credit a promotion takes, by counter. Raises ShortCreditError where `left`, what the holder has not used, is
+    too little, and UnwritableError like `owing` or where a counter without credit cannot hold more.
     """
     needed = promotion.admission.hold_nano_usd
     owed, free = owing(promotion)
     for counter in owed:
         if left(counter) < needed:
-            raise StoreError(
+            raise ShortCreditError(
                 f"call {promotion.call_id}: worker {promotion.credit.holder!r} has {left(counter)} nano-USD of credit "
                 f"on {counter}, and the hold takes {needed}: draw first, or reserve the call"
             )
@@ -296,6 +296,13 @@ def check_outcomes(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.result not in ("delivered", "dead", "again"):
             raise ValueError(f"outcome {outcome.result!r} is none of delivered, dead, again")
+
+
+def due_again(due: int, fresh: int, limit: int) -> int:
+    """How many entries that are due again go into a batch of `limit`: they come first, but while there are new ones,
+    with no more than half of it, so that those which always fail never keep the others waiting.
+    """
+    return min(due, max(limit - fresh, limit // 2))
 
 
 def form_of(budget: Budget) -> tuple[str, str, str]:

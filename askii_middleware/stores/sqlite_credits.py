@@ -39,7 +39,7 @@ def draw(db: sqlite3.Connection, request: DrawRequest, now_s: float) -> Drawn:
 
 def promote(db: sqlite3.Connection, promotion: Promotion, now_s: float) -> None:
     """See `Store.promote`."""
-    call_id, (holder, counters) = promotion.call_id, promotion.credit
+    call_id, (holder, counters, _) = promotion.call_id, promotion.credit
     if is_known(db, call_id):
         return
     _, _, alive_until_s, _ = db.execute(SQL["drawing"], (holder,)).fetchone()

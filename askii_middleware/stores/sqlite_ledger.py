@@ -188,7 +188,8 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_s: float) -> Sett
     alerts.write(db, crossings(lines, lambda counter: spent(db, counter), cost, now_s))
     db.executemany(_ADD, [(counter, "", cost, end_s) for counter, end_s in standing])
     if credit is not None:
-        db.executemany(_USE_CREDIT, [(counter, credit.holder, cost) for counter, _ in standing])
+        used = min(cost, credit.hold_nano_usd)
+        db.executemany(_USE_CREDIT, [(counter, credit.holder, used) for counter, _ in standing])
     carried = db.execute(_CARRIED, (settlement.subscription,)).fetchone()
     coins, rest = carry(carried or (0, 0), settlement)
     db.execute(_CARRY, (settlement.subscription, *rest))

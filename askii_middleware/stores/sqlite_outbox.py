@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..errors import StoreError
 from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome
-from .rules import check_outcomes
+from .rules import check_outcomes, due_again
 from .sharing import hand_of, share_of
 from .sqlite_sql import SQL
 
@@ -74,10 +74,7 @@ def fetch(db: sqlite3.Connection, name: str, partitions: Sequence[int], limit: i
     asked = [place for place in find_sink(db, name) if place.partition in partitions]
     limit = max(limit, 0)
     numbers = json.dumps([place.partition for place in asked])
-    found = [Entry(*row) for row in db.execute(SQL["due"], (name, numbers, now_s, limit))]
-    limit -= len(found)
-    if not limit:
-        return found
+    due = [Entry(*row) for row in db.execute(SQL["due"], (name, numbers, now_s, limit))]
     aside = {row[:2] for row in db.execute(SQL["aside_ahead"], (name,))}
     with ExitStack() as cursors:  # an open one would keep its snapshot, and the WAL could not be merged
         fresh = merge(
@@ -86,8 +83,9 @@ def fetch(db: sqlite3.Connection, name: str, partitions: Sequence[int], limit: i
                 for place in asked
             )
         )
-        rows = islice((row for row in fresh if row[1:3] not in aside), limit)
-        return found + [Entry._make((*row[1:], 0)) for row in rows]
+        rows = list(islice((row for row in fresh if row[1:3] not in aside), limit))
+    found = due[: due_again(len(due), len(rows), limit)]
+    return found + [Entry._make((*row[1:], 0)) for row in rows[: limit - len(found)]]
 
 
 def acknowledge(

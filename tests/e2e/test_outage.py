@@ -281,9 +281,17 @@ async def test_clients_get_503_or_their_answer_while_the_store_is_away(
 
 def test_the_journal_of_a_ledger_on_a_server_lies_in_the_working_directory_and_a_start_says_so() -> None:
     said = describe(Settings(store="redis://user:secret@host:6379/0"))
-    assert f"store redis://host:6379/0, journal {Path('askii-journal').absolute()}, " in said
+    place = journal_beside("redis://host:6379/0")
+    assert place is not None
+    assert f"store redis://host:6379/0, journal {Path(place).absolute()}, " in said
     assert "journal" not in describe(Settings(store="sqlite:///askii.db"))
     assert journal_beside("sqlite:///data/askii.db") == "data/askii.db.journal"
     assert journal_beside("memory://") is None
-    assert journal_beside("redis://host:6379/0") == "askii-journal"
-    assert journal_beside("postgresql://host/db?namespace=blue") == "blue-journal"
+
+
+def test_every_ledger_on_a_server_has_a_journal_of_its_own_whoever_signs_in() -> None:
+    urls = ("redis://host:6379/0", "redis://host:6379/1", "redis://other:6379/0", "postgresql://host/db?namespace=blue")
+    places = [journal_beside(url) for url in urls]
+    assert places[0] == journal_beside("redis://user:secret@host:6379/0?namespace=askii")
+    assert len(set(places)) == 4
+    assert str(places[3]).startswith("blue-journal-")

@@ -75,6 +75,8 @@ class World:
     least_delay_s: float = 0.0002
     most_delay_s: float = 0.004
     lost: float = 0.0
+    dearer: float = 0.0
+    """The share of calls that cost up to three times their hold."""
     crashes: int = 0
     drift_ppm: float = 500.0
     skew_s: float = 2.0
@@ -96,6 +98,8 @@ class Outcome:
     spent: dict[str, int] = field(default_factory=dict)
     charged_nano_usd: int = 0
     """The sum of what calls say they have cost."""
+    excess_nano_usd: int = 0
+    """The sum of what calls cost above their holds."""
     over: int = 0
     """The most that any counter was above its limit, at any moment."""
     committed_over: int = 0
@@ -337,6 +341,9 @@ class _Worker:
             await self._surely(lambda: self.store.release(call_id))
             return
         cost = rng.randrange(hold // 2, hold + 1)
+        if rng.random() < world.dearer:
+            cost = rng.randrange(hold, 3 * hold)
+        outcome.excess_nano_usd += max(cost - hold, 0)
         settlement = client.settlement(call_id, cost, at_s=admission.admitted_at_s, values=world.values)
         await self._surely(lambda: self.store.settle(settlement))
         outcome.charged_nano_usd += cost

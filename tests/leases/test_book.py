@@ -261,6 +261,51 @@ def test_a_promotion_in_doubt_never_makes_credit_of_a_hold(desk: Desk, lands: st
     assert desk.spent_held()[0] == (20 if end == "settle" else 0)
 
 
+@pytest.mark.parametrize("lands", [True, False])
+def test_a_released_calls_credit_is_free_again_once_no_hold_can_come_of_it(desk: Desk, lands: bool) -> None:
+    desk.locally("a", 100, deadline_s=5.0)
+    call = desk.book.open_call("a")
+    assert call is not None
+    call.doubtful = True
+    if lands:
+        now(desk.store.promote(desk.book.promotion(call, desk.s)))
+    assert not desk.book.release("a")
+    now(desk.store.release("a"))
+    _tend(desk, 4.9)
+    assert [credit.calls for credit in desk.book._credits.values()] == [1]
+    _tend(desk, SWEEP_S + 5 * LEASE_S)
+    assert now(desk.store.credits()) == []
+    assert desk.spent_held() == (0, 0)
+    assert desk.book.next_draw() == float("inf")
+
+
+def test_a_second_answer_ends_the_doubt_about_a_released_call(desk: Desk) -> None:
+    desk.locally("a", 100)
+    free, call = desk.free(), desk.book.open_call("a")
+    assert call is not None
+    call.doubtful = True
+    now(desk.store.promote(desk.book.promotion(call, desk.s)))
+    desk.book.release("a")
+    now(desk.store.promote(desk.book.promotion(call, desk.s)))
+    for _ in range(2):
+        desk.book.promoted(call)
+        assert [(c.free, c.calls) for c in desk.book._credits.values()] == [(free, 0)]
+    _check_knows_no_more_than_there_is(desk)
+
+
+def test_the_answer_to_a_promotion_whose_call_has_ended_meanwhile_changes_nothing(desk: Desk) -> None:
+    desk.locally("a", 100)
+    call = desk.book.open_call("a")
+    assert call is not None
+    promotion = desk.book.promotion(call, desk.s)
+    call.doubtful = True
+    desk.settle("a", 10)
+    now(desk.store.promote(promotion))
+    desk.book.promoted(call)
+    assert [credit.calls for credit in desk.book._credits.values()] == [0]
+    _check_knows_no_more_than_there_is(desk)
+
+
 # Time -----------------------------------------------------------------------------------------------------------------
 
 
@@ -429,16 +474,127 @@ def test_credit_in_the_way_of_a_refused_call_is_given_back(desk: Desk) -> None:
     assert not desk.book.rest({COUNTER}, desk.s)
 
 
-def test_a_charge_above_its_credit_is_made_good_once_the_counter_is_idle(desk: Desk) -> None:
+def test_what_a_call_costs_above_its_hold_comes_out_of_no_other_calls_credit(desk: Desk) -> None:
     granted = desk.free()
     desk.locally("a", 100)
+    desk.locally("b", granted - 100)
     desk.settle("a", granted + 500)
-    assert desk.free() == -500
-    assert desk.spent_held() == (granted + 500, 0)
-    desk.clock.advance(LEASE_S + 0.1)
-    desk.draw()
+    assert desk.spent_held() == (granted + 500, granted - 100)
     assert desk.free() == 0
+    desk.settle("b", granted - 100)
+    assert desk.spent_held() == (2 * granted + 400, 0)
+    desk.draw(everything=True)
+    assert (desk.free(), desk.spent_held()[1]) == (0, 0)
+
+
+def test_calls_that_hold_never_overspend_because_of_one_that_cost_more(desk: Desk) -> None:
+    desk.locally("b", 100)
+    for n in range(4):
+        desk.reserve(f"a{n}", 300)
+    desk.settle("b", 50_000)
+    room = LIMIT - sum(desk.spent_held())
+    other = now(desk.store.reserve(desk.client.request("big", room)))
+    assert other.candidate == 0
+    desk.settle("big", room)
+    for n in range(4):
+        desk.settle(f"a{n}", 300)
+    assert sum(desk.spent_held()) <= LIMIT
+
+
+# Idle credit ----------------------------------------------------------------------------------------------------------
+
+
+def _tend(desk: Desk, for_s: float) -> None:
+    """Draw whenever it is due."""
+    end_s = desk.s + for_s
+    while (due := desk.book.next_draw()) < end_s:
+        desk.clock.advance(max(due - desk.s, 0.001))
+        desk.draw()
+    desk.clock.advance(end_s - desk.s)
+
+
+def test_credit_of_calls_that_outlast_the_lease_comes_back_soon_after_they_end(desk: Desk) -> None:
+    for n in range(5):
+        desk.locally(f"a{n}", 100)
+    _tend(desk, 10 * LEASE_S)
+    assert desk.spent_held() == (0, 500)
+    for n in range(4):
+        desk.settle(f"a{n}", 30)
+    _tend(desk, 3 * LEASE_S)
+    assert desk.spent_held() == (120, 100)
+    assert desk.book.release("a4")
+    _tend(desk, 3 * LEASE_S)
+    assert desk.spent_held() == (120, 0)
+    assert now(desk.store.credits()) == []
+    assert desk.book.next_draw() == float("inf")
+
+
+def test_an_idle_worker_whose_calls_still_run_draws_rarely(desk: Desk) -> None:
+    desk.locally("a", 100)
+    _tend(desk, 2 * LEASE_S)
+    before = desk.book._sequence
+    _tend(desk, 20 * LEASE_S)
+    assert 8 <= desk.book._sequence - before <= 11
+
+
+def test_credit_that_long_calls_left_behind_is_given_back_for_a_refused_call_of_the_same_worker(desk: Desk) -> None:
+    desk.locally("a", 100)
+    _tend(desk, 5 * LEASE_S)
+    desk.settle("a", 10)
+    request = desk.client.request("big", LIMIT - 20, worker="w")
+    assert now(desk.store.reserve(request)).reason == "held"
+    assert desk.book.rest({COUNTER}, desk.s)
+    desk.draw()
+    assert now(desk.store.reserve(request)).candidate == 0
+
+
+def test_credit_of_a_window_that_is_over_comes_back_with_its_last_call(store: MemoryStore, clock: Clock) -> None:
+    clock.now_s = END_S - 0.5
+    desk = Desk(store, clock, budget("tenant=*", LIMIT))
     desk.warm()
+    desk.locally("a", 100)
+    desk.locally("b", 100)
+    clock.now_s = END_S + 0.1
+    desk.warm()
+    desk.settle("a", 60)
+    _tend(desk, 5 * LEASE_S)
+    assert [row[:4] for row in now(store.credits())] == [(COUNTER, "w", *_used(store))]
+    desk.settle("b", 100)
+    for lost in (True, False):
+        assert desk.book.next_draw() < float("inf")
+        if lost:
+            desk.book.plan(desk.s)
+            desk.book.failed()
+        else:
+            _tend(desk, 3 * LEASE_S)
+    assert now(store.credits()) == []
+    assert desk.book.next_draw() == float("inf")
+    assert store._book.spent[COUNTER] == 160
+
+
+def _used(store: MemoryStore) -> tuple[int, int]:
+    book = store._book.credit
+    granted = book.granted(COUNTER, "w")
+    return granted, granted - book.left_to(COUNTER, "w")
+
+
+def test_credit_a_budget_does_not_bind_any_more_comes_back_and_a_new_grant_is_not_taken_for_it(
+    store: MemoryStore, clock: Clock
+) -> None:
+    now(store.set_budget(budget("tenant=*", LIMIT)))
+    desk = Desk(store, clock)
+    desk.warm()
+    desk.locally("a", 100)
+    now(store.set_budget(budget("tenant=*", LIMIT, soft=True)))
+    desk.draw()
+    desk.draw()
+    desk.settle("a", 40)
+    desk.draw()
+    assert now(store.credits()) == []
+    now(store.set_budget(budget("tenant=*", LIMIT)))
+    for _ in range(3):
+        desk.clock.advance(0.01)
+        desk.warm()
     assert desk.free() == desk.spent_held()[1] > 0
 
 
@@ -446,7 +602,7 @@ def test_a_charge_that_can_never_be_written_leaves_its_credit(desk: Desk) -> Non
     granted = desk.free()
     desk.locally("a", 100)
     charged = desk.book.charge(desk.client.settlement("a", 90))
-    assert charged.credit == CreditUse("w", ((COUNTER, END_S),))
+    assert charged.credit == CreditUse("w", ((COUNTER, END_S),), 100)
     desk.book.settled("a", written=False)
     assert desk.free() == granted
 

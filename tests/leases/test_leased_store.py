@@ -25,6 +25,7 @@ from askii_middleware.stores.base import (
     Promotion,
     Settled,
     Settlement,
+    ShortCreditError,
     Store,
     UnwritableError,
 )
@@ -301,6 +302,99 @@ async def test_a_stream_whose_promotion_is_not_answered_may_ask_again(client: Cl
     await client.store.close()
     await client.store.open()
     assert await client.spent_held() == (0, 0)
+
+
+async def test_a_stream_whose_credit_is_gone_is_refused_for_now_and_is_not_in_doubt(
+    client: Client, wire: Wire
+) -> None:
+    await warm(client, wire)
+    await client.reserve("a", 100)
+    wire.fails["promote"] = ShortCreditError("only 0")
+    with pytest.raises(ShortCreditError):
+        await client.extend("a", 100_000)
+    assert wire.seen == ["promote", "draw", "promote"]
+    wire.fails.clear()
+    wire.seen.clear()
+    assert (await client.extend("a", 200)).granted
+    assert wire.seen == []
+    await client.store.release("a")
+    assert wire.seen == []
+
+
+async def test_a_promotion_that_finds_no_credit_draws_and_tries_again(client: Client, wire: Wire) -> None:
+    await warm(client, wire)
+    await client.reserve("a", 100)
+    ledger, asked = wire._store, []
+    promote = ledger.promote
+
+    async def short_at_first(promotion: Promotion) -> None:
+        asked.append(promotion.call_id)
+        if len(asked) == 1:
+            raise ShortCreditError("only 0")
+        await promote(promotion)
+
+    ledger.promote = short_at_first  # type: ignore[method-assign]
+    assert (await client.extend("a", 100_000)).hold_nano_usd == 100_000
+    assert wire.seen[:4] == ["promote", "draw", "promote", "extend"]
+
+
+async def test_a_short_answer_says_nothing_of_an_earlier_promotion_that_was_not_answered(
+    client: Client, wire: Wire
+) -> None:
+    await warm(client, wire)
+    await client.reserve("a", 100)
+    wire.fails["promote"] = StoreError("no answer")
+    assert await client.defer("a")
+    wire.fails["promote"] = ShortCreditError("only 0")
+    with pytest.raises(ShortCreditError):
+        await client.extend("a", 100_000)
+    call = client.store._book.open_call("a")  # type: ignore[attr-defined]
+    assert call is not None
+    assert call.doubtful
+
+
+@pytest.mark.parametrize("landed", [True, False])
+async def test_a_released_call_whose_promotion_was_in_doubt_leaves_nothing_held(
+    client: Client, wire: Wire, landed: bool
+) -> None:
+    await warm(client, wire)
+    for n in range(5):
+        await client.reserve(f"a{n}", 100)
+        if landed:
+            wire.unanswered.add("promote")
+        else:
+            wire.fails["promote"] = StoreError("no answer")
+        assert await client.defer(f"a{n}")
+        wire.fails.clear()
+        wire.unanswered.clear()
+        await client.store.release(f"a{n}")
+    await client.store.close()
+    await client.store.open()
+    assert await client.spent_held() == (0, 0)
+    assert await client.store.credits() == []
+
+
+@pytest.mark.parametrize("end", ["release", "settle"])
+async def test_a_call_may_end_while_its_promotion_is_on_the_way(client: Client, wire: Wire, end: str) -> None:
+    await warm(client, wire)
+    await client.reserve("a", 100)
+    wire.gate.clear()
+    deferring = asyncio.create_task(client.defer("a"))
+    await asyncio.sleep(0.005)
+    ending = asyncio.create_task(_end(client, end))
+    await asyncio.sleep(0.02)
+    wire.gate.set()
+    assert await asyncio.gather(deferring, ending) == [True, None]
+    await client.store.close()
+    await client.store.open()
+    assert await client.spent_held() == (30 if end == "settle" else 0, 0)
+
+
+async def _end(client: Client, end: str) -> None:
+    if end == "settle":
+        await client.settle("a", 30)
+    else:
+        await client.store.release("a")
 
 
 async def test_an_operation_takes_its_hold_along(client: Client, wire: Wire) -> None:

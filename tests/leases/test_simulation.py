@@ -74,6 +74,25 @@ def test_with_losses_delays_and_crashes_nothing_is_spent_twice_and_what_the_dead
     assert sum(mine.values()) + lost + seen.held >= 0.99 * LIMIT
 
 
+@pytest.mark.parametrize("lost", [0.0, 0.03])
+def test_a_limit_is_passed_by_no_more_than_what_calls_cost_above_their_holds(lost: float) -> None:
+    seen = simulate(
+        World(
+            workers=8,
+            budgets=[budget("tenant=*", LIMIT)],
+            calls_a_second=60.0,
+            for_s=6.0,
+            hold_nano_usd=600_000,
+            dearer=0.1,
+            lost=lost,
+        )
+    )
+    assert seen.refused > 100
+    assert seen.excess_nano_usd > 0.05 * LIMIT
+    assert max(seen.over, seen.committed_over) <= seen.excess_nano_usd
+    assert sum(seen.spent.values()) <= LIMIT + seen.excess_nano_usd
+
+
 def test_at_a_windows_end_each_window_is_charged_its_own_calls_and_none_passes_its_limit() -> None:
     seen = simulate(
         World(

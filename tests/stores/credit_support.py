@@ -51,10 +51,14 @@ def by_counter(drawn: Drawn) -> dict[str, CreditLine]:
 def use(*drawn: Drawn, holder: str = "w") -> CreditUse:
     """What a call stands on that is admitted from this."""
     ends = {line.state.counter: line.state.resets_at_s for told in drawn for lines in told.lines for line in lines}
-    return CreditUse(holder, tuple(ends.items()))
+    return CreditUse(holder, tuple(ends.items()), 0)
 
 
-async def settle_from(client: Client, call_id: str, cost: int, credit: CreditUse, **options: Any) -> Settled:
+async def settle_from(
+    client: Client, call_id: str, cost: int, credit: CreditUse, *, hold: int | None = None, **options: Any
+) -> Settled:
+    """Of a call that held what it cost, unless `hold` says otherwise."""
+    credit = credit._replace(hold_nano_usd=cost if hold is None else hold)
     return await client.settle(call_id, cost, credit=credit, **options)
 
 

@@ -288,7 +288,7 @@ class Model:
         return taken
 
     def settle(
-        self, name: str, payer: Payer, cost: int, rate: int, credit: tuple[str, Use] | None = None
+        self, name: str, payer: Payer, cost: int, rate: int, credit: tuple[str, Use, int] | None = None
     ) -> tuple[bool, bool] | None:
         """Late, duplicate; None for a charge that no counter can hold."""
         call = self.calls.get(name)
@@ -296,11 +296,11 @@ class Model:
             return None
         self.operations.pop(name, None)
         if call is None and credit is not None:
-            holder, use = credit
+            holder, use, hold = credit
             lines = self.lines(use.payer, use.at_s, rate, standing=tuple(use.lines))
             for counter in use.lines:
                 held = self.credit(counter, holder)
-                held.used += max(min(cost, held.left), 0)
+                held.used += max(min(cost, hold, held.left), 0)
             call = self.calls[name] = Call(use.payer, "", 0, 0, tuple(use.lines), -1, use.at_s)
         elif call is None:
             lines = self.lines(payer, self.clock.now_s, rate)

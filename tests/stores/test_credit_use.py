@@ -87,6 +87,17 @@ async def test_a_charge_beyond_the_credit_is_taken_in_full_and_uses_up_what_is_l
     assert await client.spent_held() == (500, 100)
 
 
+async def test_a_call_that_cost_more_than_it_held_uses_up_no_credit_of_others(client: Client) -> None:
+    client.declare(budget("tenant=*", 1000), budget("global", 1000))
+    drawn = await draw(client, 1, 300)
+    await settle_from(client, "a", 250, use(drawn), hold=40)
+    assert await client.spent_held_of("acme") == {"tenant=acme": (250, 260), "global": (250, 260)}
+    await settle_from(client, "b", 40, use(drawn), hold=250)
+    await settle_from(client, "c", 40, use(drawn), hold=0)
+    await settle_from(client, "d", -40, use(drawn), hold=-90)
+    assert await client.spent_held_of("acme") == {"tenant=acme": (290, 220), "global": (290, 220)}
+
+
 async def test_each_counters_credit_is_used_up_by_itself(client: Client) -> None:
     client.declare(budget("tenant=*", 1000), budget("global", 60), budget("model=*", None))
     drawn = await draw(client, 1, 100)
@@ -113,7 +124,7 @@ async def test_a_settlement_uses_up_only_its_own_holders_credit(client: Client) 
 
 async def test_a_settlement_that_names_credit_nobody_ever_drew_is_charged_in_full(client: Client) -> None:
     client.declare(budget("tenant=*", 1000))
-    await client.settle("a", 120, credit=CreditUse("nobody", ((COUNTER, 1_767_312_000),)))
+    await client.settle("a", 120, credit=CreditUse("nobody", ((COUNTER, 1_767_312_000),), 120))
     assert await client.spent_held() == (120, 0)
     assert await client.store.credits() == []
 

@@ -1,8 +1,10 @@
-"""Both stores against the model, step by step, under every interleaving hypothesis can think of."""
+"""All stores against the model, step by step, under every interleaving hypothesis can think of."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import tempfile
 from collections.abc import Coroutine
 from decimal import Decimal
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from askii_middleware.admission import Admission
 from askii_middleware.currency import MAX_NANO_USD
@@ -21,10 +23,12 @@ from askii_middleware.stores.base import CreditUse, DeadWorkerError, Drawn, Sett
 
 from .credit_support import draw, promote, use
 from .model import Limit, Model, Payer, Use
+from .postgres_support import KeptLedger
 from .support import NOON_S, Client, Clock, budget
 
 T = TypeVar("T")
 
+LEDGERS = itertools.count(1)
 NAMES = st.sampled_from([f"call{n}" for n in range(7)])
 TENANTS = st.sampled_from(["acme", "other"])
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
@@ -39,7 +43,7 @@ COSTS = AMOUNTS | st.just(MAX_NANO_USD + 1)
 
 
 class Ledgers(RuleBasedStateMachine):
-    """Every command goes to both stores and to the model. Steps of the clock stay below the life of markers."""
+    """Every command goes to all stores and to the model. Steps of the clock stay below the life of markers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,12 +51,15 @@ class Ledgers(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.clock = Clock()
         self.model = Model(self.clock)
-        urls = ("memory://", f"sqlite:///{Path(self.folder.name) / 'askii.db'}")
-        self.clients = [Client(open_store(url, clock=self.clock), self.clock) for url in urls]
+        self.clients = [Client(open_store(url, clock=self.clock), self.clock) for url in self.urls()]
         self.drawn: dict[str, tuple[Use, Drawn]] = {}
         """What each worker admits calls on."""
         for client in self.clients:
             self.run(client.store.open())
+
+    def urls(self) -> list[str]:
+        """Of ledgers that nobody has used."""
+        return ["memory://", f"sqlite:///{Path(self.folder.name) / 'askii.db'}"]
 
     def run(self, command: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(command)
@@ -272,21 +279,21 @@ class Ledgers(RuleBasedStateMachine):
         self.all_answer(expected, [self.run(client.store.reclaim(scope)) for client in self.clients])
 
     @rule(
-        calls=st.lists(st.tuples(NAMES, PAYERS, COSTS, st.none() | WORKERS), min_size=1, max_size=4),
+        calls=st.lists(st.tuples(NAMES, PAYERS, COSTS, AMOUNTS, st.none() | WORKERS), min_size=1, max_size=4),
         rate=RATES,
         together=st.booleans(),
     )
-    def settle(self, calls: list[tuple[str, Payer, int, str | None]], rate: int, together: bool) -> None:
+    def settle(self, calls: list[tuple[str, Payer, int, int, str | None]], rate: int, together: bool) -> None:
         asked, expected = [], []
-        for name, some_payer, cost, holder in calls:
+        for name, some_payer, cost, hold, holder in calls:
             used, drawn = self.drawn.get(holder or "", (None, None))
             call = self.model.calls.get(name)
             payer, at_s, credit = some_payer, self.clock.now_s, None
             if holder is not None and used is not None and drawn is not None:
-                payer, at_s, credit = used.payer, used.at_s, use(drawn, holder=holder)
+                payer, at_s, credit = used.payer, used.at_s, use(drawn, holder=holder)._replace(hold_nano_usd=hold)
             if call is not None:
                 payer, at_s = call.payer, call.admitted_at_s
-            answer = self.model.settle(name, payer, cost, rate, (holder, used) if holder and used else None)
+            answer = self.model.settle(name, payer, cost, rate, (holder, used, hold) if holder and used else None)
             expected.append(answer)
             asked.append((name, payer, cost, at_s, credit))
         self.all_answer(expected, [self.settle_on(client, asked, rate, together) for client in self.clients])
@@ -370,3 +377,18 @@ TestLedgers = Ledgers.TestCase
 TestLedgers.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_shared_ledgers_equal_the_model(redis_server: str, postgres_ledger: KeptLedger) -> None:
+    class SharedLedgers(Ledgers):
+        def urls(self) -> list[str]:
+            glue = "&" if "?" in redis_server else "?"
+            namespace = f"askii_test_{os.getpid()}_model_{next(LEDGERS)}"
+            return [f"{redis_server}{glue}namespace={namespace}", postgres_ledger.emptied().url]
+
+    run_state_machine_as_test(
+        SharedLedgers,
+        settings=settings(
+            max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

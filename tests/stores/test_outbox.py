@@ -173,12 +173,12 @@ async def test_an_entry_due_again_comes_first_when_it_is_due_and_holds_nothing_b
     assert await outbox.waiting("s") == ["c", "d", "e"]
     outbox.clock.advance(20)
     assert await outbox.waiting("s") == ["c", "a", "d", "e"]
-    assert await outbox.waiting("s", 2) == ["c", "a"]
-    assert [entry.attempts for entry in await outbox.store.fetch("s", ALL, 3)] == [1, 1, 0]
+    assert await outbox.waiting("s", 2) == ["c", "d"]
+    assert [entry.attempts for entry in await outbox.store.fetch("s", ALL, 4)] == [1, 1, 0, 0]
     await outbox.deliver("s", delivered(1), again(3, 5.0))
     assert await outbox.waiting("s") == ["d", "e"]
     outbox.clock.advance(5)
-    assert (await outbox.store.fetch("s", ALL, 1))[0].attempts == 2
+    assert (await outbox.store.fetch("s", ALL, 2))[0].attempts == 2
 
 
 async def test_entries_due_again_come_from_the_asked_partitions_only_the_longest_due_first(outbox: Client) -> None:
@@ -187,7 +187,7 @@ async def test_entries_due_again_come_from_the_asked_partitions_only_the_longest
     await outbox.deliver("s", again(1, 3.0), again(2, 1.0), again(1, 2.0, OTHER), delivered(2, OTHER))
     outbox.clock.advance(3)
     assert await outbox.waiting("s") == ["b", "x", "a", "c", "d", "e"]
-    assert await outbox.waiting("s", 2) == ["b", "x"]
+    assert await outbox.waiting("s", 4) == ["b", "x", "c", "d"]
     assert await outbox.waiting("s", 100, [OTHER]) == ["x"]
     assert await outbox.waiting("s", 100, [ACME]) == ["b", "a", "c", "d", "e"]
 
@@ -331,3 +331,16 @@ async def test_a_settled_calls_record_is_found_by_its_id(outbox: Client) -> None
     assert await outbox.store.record("c") == (await outbox.store.records())[2][1]
     assert await outbox.store.record("open") is None
     assert await outbox.store.record("never") is None
+
+
+async def test_entries_that_always_fail_never_keep_new_ones_waiting(client: Client) -> None:
+    await client.store.register_sinks(["s"])
+    for n in range(8):
+        await client.settle(f"old-{n}")
+    await client.deliver("s", *(again(seq) for seq in range(1, 9)))
+    assert await client.waiting("s", 4) == ["old-0", "old-1", "old-2", "old-3"]
+    for n in range(8):
+        await client.settle(f"new-{n}")
+    assert await client.waiting("s", 4) == ["old-0", "old-1", "new-0", "new-1"]
+    assert len(await client.waiting("s", 12)) == 12
+    assert len(await client.waiting("s", 100)) == 16

@@ -10,6 +10,7 @@ from askii_middleware.stores.postgres import PostgresStore, wire
 
 from .support import Client, Clock, budget
 
+
 async def test_one_call_sent_many_times_at_once_is_admitted_and_settled_once(postgres_url: str) -> None:
     store = open_store(postgres_url, clock=Clock())
     await store.open()

@@ -18,7 +18,7 @@ import pytest
 
 from askii_middleware.errors import ConfigurationError, StoreError
 from askii_middleware.stores import open_store
-from askii_middleware.stores.base import PARTITIONS, DeadWorkerError, StaleFormsError, UnwritableError
+from askii_middleware.stores.base import PARTITIONS, DeadWorkerError, ShortCreditError, StaleFormsError, UnwritableError
 from askii_middleware.stores.postgres import PostgresStore, migrations
 
 from ..servers import Postgres, free_port
@@ -334,6 +334,7 @@ async def test_a_forked_child_neither_uses_nor_closes_its_parents_connections(po
         ("AS002", UnwritableError, "^wrong$"),
         ("AS003", StaleFormsError, "^wrong$"),
         ("AS004", DeadWorkerError, "^wrong$"),
+        ("AS005", ShortCreditError, "^wrong$"),
     ],
 )
 async def test_an_error_of_the_server_says_what_to_do(

@@ -11,15 +11,18 @@ from typing import Any
 
 import msgspec
 import psycopg
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from askii_middleware.admission import Admission, Candidate, ExtendRequest, Match
+from askii_middleware.budgets import Budget
 from askii_middleware.currency import parse_rate
 from askii_middleware.stores import open_store
 from askii_middleware.stores.base import CreditAsk, CreditUse, DrawRequest, Promotion, Settlement
 
+from .deciding import Command, compare, edges
+from .postgres_support import KeptLedger
 from .support import DAY_S, Client, Clock, budget
 
 NAMES = st.sampled_from([f"call{n}" for n in range(6)])
@@ -203,6 +206,7 @@ class Decisions(RuleBasedStateMachine):
         back=st.integers(0, 30),
         again=st.booleans(),
         rate=RATES,
+        held=st.integers(0, 60),
         promoted=st.none() | st.integers(0, 30),
     )
     def draw(
@@ -214,6 +218,7 @@ class Decisions(RuleBasedStateMachine):
         back: int,
         again: bool,
         rate: str,
+        held: int,
         promoted: int | None,
     ) -> None:
         """Draw on all lines of a call, which then may be promoted, or settled from its credit."""
@@ -239,7 +244,7 @@ class Decisions(RuleBasedStateMachine):
             return
         lines = [line for part in drawn.lines for line in part]
         counters = dict.fromkeys((line.state.counter, line.state.resets_at_s) for line in lines)
-        self.credit[name] = CreditUse(holder, tuple(counters))
+        self.credit[name] = CreditUse(holder, tuple(counters), held)
         self.about[name] = values, self.clock.now_s
         if promoted is not None:
             states = tuple({line.state.counter: line.state for line in lines}.values())
@@ -280,3 +285,11 @@ def test_every_answer_is_that_of_the_ledger_in_memory(postgres_url: str) -> None
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(**edges)
+def test_functions_decide_at_the_edges_as_memory_does(
+    postgres_ledger: KeptLedger, started: list[Budget], commands: list[Command]
+) -> None:
+    asyncio.run(compare(postgres_ledger.emptied().url, started, commands))

@@ -6,8 +6,7 @@ import pytest
 
 from askii_middleware.admission import Admission
 from askii_middleware.currency import MAX_NANO_USD
-from askii_middleware.errors import StoreError
-from askii_middleware.stores.base import CreditUse, DeadWorkerError, Settled, UnwritableError
+from askii_middleware.stores.base import CreditUse, DeadWorkerError, Settled, ShortCreditError, UnwritableError
 
 from .credit_support import draw, drawn_line, promote, settle_from, use
 from .support import COUNTER, NOON_S, Client, budget
@@ -102,9 +101,8 @@ async def test_a_call_that_was_released_or_settled_from_credit_gets_no_hold(clie
 async def test_without_the_credit_on_every_counter_a_promotion_is_refused_and_changes_nothing(client: Client) -> None:
     client.declare(budget("tenant=*", 1000), budget("global", 100))
     drawn = await draw(client, 1, 600)
-    with pytest.raises(StoreError) as refused:
+    with pytest.raises(ShortCreditError, match="draw first"):
         await promote(client, "a", 101, use(drawn), drawn)
-    assert not isinstance(refused.value, DeadWorkerError | UnwritableError)
     assert await client.spent_held_of("acme") == {"tenant=acme": (0, 600), "global": (0, 100)}
     assert sorted(row[2] for row in await client.store.credits()) == [100, 600]
     assert (await client.store.totals()).held_nano_usd == 0
@@ -115,7 +113,7 @@ async def test_credit_that_calls_have_used_up_cannot_be_promoted(client: Client)
     client.declare(budget("tenant=*", 1000))
     drawn = await draw(client, 1, 600)
     await settle_from(client, "a", 400, use(drawn))
-    with pytest.raises(StoreError):
+    with pytest.raises(ShortCreditError):
         await promote(client, "b", 201, use(drawn), drawn)
     await promote(client, "b", 200, use(drawn), drawn)
     assert await client.spent_held() == (400, 200)
@@ -126,7 +124,7 @@ async def test_others_credit_cannot_be_promoted(client: Client) -> None:
     client.declare(budget("tenant=*", 1000))
     await client.store.heartbeat("v", 20)
     drawn = await draw(client, 1, 600)
-    with pytest.raises(StoreError):
+    with pytest.raises(ShortCreditError):
         await promote(client, "a", 100, use(drawn, holder="v"), drawn)
 
 
@@ -143,8 +141,8 @@ async def test_a_counter_that_is_not_among_the_answers_lines_needs_credit(client
     client.declare(budget("tenant=*", None))
     drawn = await draw(client, 1)
     await promote(client, "a", 250, use(drawn), drawn)
-    unknown = CreditUse("w", (("global|daily|UTC|1767225600", 1_767_312_000),))
-    with pytest.raises(StoreError):
+    unknown = CreditUse("w", (("global|daily|UTC|1767225600", 1_767_312_000),), 250)
+    with pytest.raises(ShortCreditError):
         await promote(client, "b", 250, unknown, drawn)
 
 

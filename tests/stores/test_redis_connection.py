@@ -168,7 +168,7 @@ def test_replies_may_arrive_in_any_pieces(sizes: list[int], seed: int) -> None:
     random.Random(seed).shuffle(replies)
     loop = asyncio.new_event_loop()
     try:
-        wire = Wire(loop)
+        wire = Wire(loop, b"")
         futures = [wire.send(b"", loop.time() + 60) for _ in replies]
         stream, at = b"".join(replies), 0
         for size in (*sizes, len(stream)):
@@ -303,6 +303,17 @@ async def test_a_full_server_refuses_whole_operations_and_goes_on_when_it_has_ro
         own.call("CONFIG", "SET", "maxmemory", "0")
         await client.settle("a", 10)
         assert (await store.totals()).calls == 1
+
+
+async def test_a_full_server_is_pruned_all_the_same(own: Valkey) -> None:
+    clock = Clock()
+    async with opened(own.url, clock=clock) as store:
+        await store.heartbeat("w", 30 * 86_400)
+        await Client(store, clock).settle("a", 10)
+        clock.advance(8 * 86_400)
+        own.call("CONFIG", "SET", "maxmemory", "1")
+        assert await store.heartbeat("w", 30 * 86_400)
+        assert await store.records() == []
 
 
 async def test_a_server_that_drops_keys_when_it_is_full_is_refused(own: Valkey) -> None:

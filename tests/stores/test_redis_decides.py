@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from decimal import Decimal
 from typing import Any
 
@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 from askii_middleware.admission import Candidate
 from askii_middleware.budgets import Budget
 from askii_middleware.currency import MAX_NANO_USD
-from askii_middleware.errors import AskiiError
-from askii_middleware.stores import open_store
 
 from .credit_support import asks, draw, settle_from, use
-from .support import Client, Clock, budget
+from .deciding import Command, compare, edges
+from .support import Client, budget
 
-Command = Callable[[Client], Awaitable[Any]]
 LEDGERS = itertools.count(1)
 NAMES = st.sampled_from([f"c{n}" for n in range(6)])
 SMALL = st.sampled_from([0, 1, 25, 50, 50, 100, 150])
@@ -113,10 +111,11 @@ def others(drawn: st.DrawFn) -> Command:
 
         return drawing
     if kind == "credit":
+        hold = drawn(SMALL)
 
         async def settling(client: Client) -> Any:
             found = await draw(client, 0, asks=asks(client, 0, tenant=tenant, **values))
-            return await settle_from(client, name, amount, use(found), tenant=tenant, values=values)
+            return await settle_from(client, name, amount, use(found), hold=hold, tenant=tenant, values=values)
 
         return settling
     if kind == "beat":
@@ -134,18 +133,10 @@ def others(drawn: st.DrawFn) -> Command:
     return advance
 
 
-async def answer_of(client: Client, command: Command) -> Any:
-    try:
-        return await command(client)
-    except AskiiError as error:
-        return type(error)
-
-
-async def seen(client: Client) -> Any:
-    """All that a reader sees of the money."""
-    states = [await client.status(t, end_user=u, model=m) for t in ("acme", "other") for u, m in (("ann", "big"),)]
-    alerts = [(alert.id, alert.spent_nano_usd) for alert in await client.alerts()]
-    return states, await client.store.totals(), await client.store.credits(), alerts
+def fresh(server: str) -> str:
+    """URL of a ledger that nobody has used."""
+    glue = "&" if "?" in server else "?"
+    return f"{server}{glue}namespace=askii_test_{os.getpid()}_decides_{next(LEDGERS)}"
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -157,29 +148,17 @@ async def seen(client: Client) -> Any:
 def test_scripts_decide_as_memory_does(
     redis_server: str, started: list[Budget], commands: list[Command], flushed_at: int
 ) -> None:
-    asyncio.run(compare(redis_server, started, commands, flushed_at))
+    def flush(n: int) -> None:
+        if n == flushed_at:
+            with redis.Redis.from_url(redis_server) as connection:
+                connection.script_flush()
+
+    asyncio.run(compare(fresh(redis_server), started, commands, flush))
 
 
-async def compare(server: str, started: list[Budget], commands: list[Command], flushed_at: int) -> None:
-    glue = "&" if "?" in server else "?"
-    urls = ("memory://", f"{server}{glue}namespace=askii_test_{os.getpid()}_decides_{next(LEDGERS)}")
-    clients = []
-    for url in urls:
-        clock = Clock()
-        clients.append(Client(open_store(url, clock=clock), clock))
-    try:
-        for client in clients:
-            await client.store.open()
-            await client.store.heartbeat("w", 3600)
-            await client.set(*started)
-        for n, command in enumerate(commands):
-            if n == flushed_at:
-                with redis.Redis.from_url(server) as connection:
-                    connection.script_flush()
-            expected, answer = [await answer_of(client, command) for client in clients]
-            assert answer == expected
-        expected, answer = [await seen(client) for client in clients]
-        assert answer == expected
-    finally:
-        for client in clients:
-            await client.store.close()
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(**edges)
+def test_scripts_decide_at_the_edges_as_memory_does(
+    redis_server: str, started: list[Budget], commands: list[Command]
+) -> None:
+    asyncio.run(compare(fresh(redis_server), started, commands))

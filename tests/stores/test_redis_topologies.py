@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 import time
 from binascii import crc_hqx
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +18,7 @@ from askii_middleware.errors import StoreError
 from askii_middleware.stores import open_store
 from askii_middleware.stores.base import Store
 
-from ..servers import Sentinel, Valkey, cluster, replicated, wait_until
+from ..servers import Sentinel, Valkey, cluster, replicated, running, wait_until
 from .support import Client, Clock, again, budget, delivered
 
 
@@ -147,15 +149,55 @@ async def test_behind_a_sentinel_the_master_is_found(watched: tuple[Sentinel, li
     await stranger.close()
 
 
-@pytest.mark.parametrize("how", ["switched", "killed"])
+async def test_what_no_replica_has_is_not_answered_and_a_repetition_waits_for_it_too(tmp_path: Path) -> None:
+    master = Valkey(tmp_path / "0", "--repl-diskless-sync-delay", "0")
+    replica = Valkey(tmp_path / "1", "--replicaof", f"127.0.0.1 {master.port}")
+    clock = Clock()
+    with running(master, replica):
+        wait_until(lambda: b"master_link_status:up" in replica.call("INFO", "replication"), "the replica")
+        stores = [open_store(f"{master.url}?wait_replicas=1", clock=clock, timeout_s=1.0) for _ in range(2)]
+        clients = [Client(store, clock) for store in stores]
+        await stores[0].open()
+        await stores[0].heartbeat("w", 3600)
+        await clients[0].set(budget("tenant=*", 1000))
+        for call_id in ("a", "b"):
+            await clients[0].reserve(call_id)
+        await clients[0].settle("b")
+        os.kill(replica.pid, signal.SIGSTOP)
+        with pytest.raises(StoreError, match="NOREPLICAS 0"):
+            await clients[0].settle("a")
+        with pytest.raises(StoreError, match="NOREPLICAS 0"):  # though nothing is left to be written
+            await clients[1].settle("a")
+        assert (await stores[1].totals()).calls == 2
+        os.kill(replica.pid, signal.SIGCONT)
+        settled = await asyncio.gather(*(client.settle("a") for client in clients))
+        assert [one.duplicate for one in settled] == [True, True]
+        for store in stores:
+            await store.close()
+
+
+@pytest.mark.parametrize("how", ["coordinated", "killed"])
 async def test_a_failover_under_load_overspends_nothing_and_loses_nothing(
     watched: tuple[Sentinel, list[Valkey]], how: str
 ) -> None:
     sentinel, servers = watched
+    await fail_over_under_load(sentinel, servers, how)
+
+
+@pytest.mark.parametrize(("how", "replicas"), [("plain", 1), ("killed", 2)])
+async def test_what_replicas_have_confirmed_survives_a_failover_of_a_master_that_writes_without_them(
+    tmp_path: Path, how: str, replicas: int
+) -> None:
+    with replicated(tmp_path, replicas, ("--repl-diskless-sync-delay", "0")) as (sentinel, servers):
+        await fail_over_under_load(sentinel, servers, how, "?wait_replicas=1")
+
+
+async def fail_over_under_load(sentinel: Sentinel, servers: list[Valkey], how: str, query: str = "") -> None:
+    """A plain failover leaves the old master writing for a while; a coordinated one stops it first."""
     clock = ServerTime()
     admitted: list[str] = []
     over = asyncio.Event()
-    async with opened(f"redis+sentinel://{sentinel.address}/main", clock=None) as store:
+    async with opened(f"redis+sentinel://{sentinel.address}/main{query}", clock=None) as store:
         client = Client(store, clock)
         await store.heartbeat("w", 3600)
         await client.set(budget("tenant=*", 20_000, period="total"))
@@ -188,12 +230,14 @@ async def test_a_failover_under_load_overspends_nothing_and_loses_nothing(
             if how == "killed":
                 servers[0].kill()
             else:
-                # The plain one leaves the old master writing for seconds: what it answers then is lost.
-                command = ("SENTINEL", "FAILOVER", "main", "COORDINATED")
+                command = ("SENTINEL", "FAILOVER", "main", *(("COORDINATED",) if how == "coordinated" else ()))
                 assert await asyncio.to_thread(sentinel.call, *command) == b"+OK"
             first = f"{servers[0].port}".encode()
             while first in await asyncio.to_thread(sentinel.call, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"):
                 await asyncio.sleep(0.02)
+            if how == "plain":  # as the Sentinel does after 8 seconds
+                command = ("REPLICAOF", "127.0.0.1", servers[1].port)
+                await asyncio.to_thread(servers[0].call, *command)
             known = len(admitted)
             while len(admitted) < known + 100:  # until the new master has admitted calls
                 await asyncio.sleep(0.02)
@@ -205,5 +249,5 @@ async def test_a_failover_under_load_overspends_nothing_and_loses_nothing(
         assert await client.spent_held() == (20_000, 0)
         totals = await store.totals()
         assert (totals.calls, totals.cost_nano_usd, totals.records, totals.held_nano_usd) == (2000, 20_000, 2000, 0)
-    if how == "switched":
+    if how != "killed":
         wait_until(lambda: b"role:slave" in servers[0].call("INFO", "replication"), "the old master's new role")

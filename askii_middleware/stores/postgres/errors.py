@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from ...errors import StoreError
-from ..base import DeadWorkerError, StaleFormsError, UnwritableError
+from ..base import DeadWorkerError, ShortCreditError, StaleFormsError, UnwritableError
 
-OURS = {"AS001": StoreError, "AS002": UnwritableError, "AS003": StaleFormsError, "AS004": DeadWorkerError}
+OURS = {
+    "AS001": StoreError,
+    "AS002": UnwritableError,
+    "AS003": StaleFormsError,
+    "AS004": DeadWorkerError,
+    "AS005": ShortCreditError,
+}
 """Codes with which our own functions refuse; the message is theirs."""
 REPEATABLE = frozenset({"40001", "40P01"})
 """The server undid the whole operation, to end a deadlock: it may be sent again."""

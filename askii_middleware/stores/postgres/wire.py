@@ -158,7 +158,7 @@ def _settlement(settlement: Settlement, terms: Mapping[str, BudgetTerms]) -> dic
         "at": at_s,
         "aggregates": settlement.aggregates,
         "record": settlement.record.decode(),
-        "credit": None if credit is None else {"holder": credit.holder, "counters": credit.counters},
+        "credit": None if credit is None else credit._asdict(),
     }
 
 

@@ -8,7 +8,17 @@ import msgspec
 
 from ...admission import Admission, BudgetState, Extension
 from ...errors import Reason, StoreError
-from ..base import CreditLine, CreditRow, DeadWorkerError, Drawn, Operation, Settled, StaleFormsError, UnwritableError
+from ..base import (
+    CreditLine,
+    CreditRow,
+    DeadWorkerError,
+    Drawn,
+    Operation,
+    Settled,
+    ShortCreditError,
+    StaleFormsError,
+    UnwritableError,
+)
 
 
 class _State(msgspec.Struct, array_like=True, gc=False):
@@ -213,7 +223,7 @@ def refusal(answer: list[Any]) -> StoreError:
     if kind == "dead":
         return DeadWorkerError("the worker has no live heartbeat: send one before holding")
     if kind == "credit":
-        return StoreError(f"only {rest[1]} nano-USD of credit are left on {rest[0]}: draw first, or reserve the call")
+        return ShortCreditError(f"only {rest[1]} nano-USD of credit are left on {rest[0]}: draw first, or reserve the call")
     if kind == "unwritable":
         return unwritable(answer)
     return StoreError(

@@ -37,6 +37,8 @@ _HINTS = {
     "NOREPLICAS": "too few replicas are in sync, or it has been replaced: the next call looks for its successor",
 }
 _TRIES = 3
+_WAITING = 0.3
+"""The share of the time-out that replicas have to confirm a write, which may be sent twice (with its script)."""
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "MOVED", "ASK", "CLUSTERDOWN", "LOADING", "NOREPLICAS"})
 """After these the server is looked for anew."""
 _abandoned: list[Any] = []
@@ -49,6 +51,10 @@ class Link:
     def __init__(self, place: Place, timeout_s: float) -> None:
         self._place = place
         self._timeout_s = timeout_s
+        # WAIT looks back to its connection's last write, and a repetition may have nothing to write.
+        mark = pack(("SET", f"{{{place.namespace}}}:waited", 1))
+        wait_ms = max(int(timeout_s * _WAITING * 1000), 1)
+        self._barrier = mark + pack(("WAIT", place.wait_replicas, wait_ms))
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         """Process and loop of all that follows."""
         self._wire: Wire | None = None
@@ -71,9 +77,16 @@ class Link:
                 wire = await self._connected(loop, deadline)
             if len(wire) >= MOST_WAITING:
                 raise StoreError(f"{self._place.url}: {MOST_WAITING} commands wait for a reply: the server is too slow")
-            reply = await wire.send(data, deadline)
+            sent = wire.send(data, deadline)
+            confirmed = wire.confirm(deadline) if self._place.wait_replicas and script and script.writes else None
+            reply = await sent
             if type(reply) is not Refused:
-                return reply
+                if confirmed is None:
+                    return reply
+                replicas = await asyncio.shield(confirmed)  # others wait for it too
+                if type(replicas) is int and replicas >= self._place.wait_replicas:
+                    return reply
+                reply = replicas if type(replicas) is Refused else Refused(f"NOREPLICAS {replicas} have confirmed it")
             if reply.kind == "NOSCRIPT" and script is not None:
                 wire.load(script.digest, pack(("SCRIPT", "LOAD", script.source)), deadline)
                 continue
@@ -181,7 +194,7 @@ class Link:
         loop = asyncio.get_running_loop()
         host = address.host if place.tls is not None and place.tls.check_hostname else None
         _, wire = await loop.create_connection(
-            lambda: Wire(loop), address.host, address.port, ssl=place.tls, server_hostname=host
+            lambda: Wire(loop, self._barrier), address.host, address.port, ssl=place.tls, server_hostname=host
         )
         self._wires.add(wire)
         wire.closed.add_done_callback(lambda _: self._wires.discard(wire))

@@ -85,16 +85,19 @@ class RedisLedger(RedisBase):
         planned, tries = False, 0
         while waiting and tries < _TRIES:
             version = self._terms.version
-            packed = []
+            packed: list[bytes] = []
+            script = "settle"
             for index in waiting:
                 settlement = settlements[index]
                 wanted = planned or self._planner.may_alert(settlement)
+                if wanted or settlement.credit is not None:
+                    script = "settle_planned"
                 try:
-                    packed.append(self._planner.settle(settlement, planned=wanted))
+                    packed.extend(self._planner.settle(settlement, planned=wanted))
                 except UnwritableError as error:
                     found[index] = error
             waiting = [index for index in waiting if index not in found]
-            told = await self._run("settle", packed) if packed else []
+            told = await self._run(script, packed) if packed else []
             for index, answer in zip(waiting, told, strict=False):
                 if answer[0] == b"stale":
                     await self._catch_up(version)
@@ -130,7 +133,7 @@ class RedisLedger(RedisBase):
         return answers.drawn(await self._decide("draw", lambda: self._planner.draw(request)))
 
     async def promote(self, promotion: Promotion) -> None:
-        packed = requests.promote(promotion, answers.told_admission(promotion.admission))
+        packed = requests.promote(promotion, answers.told_admission)
         answer = await self._run("promote", (packed,))
         if type(answer) is list:
             raise answers.refusal(answer)

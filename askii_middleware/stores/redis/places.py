@@ -52,12 +52,16 @@ class Place:
             parts = urlsplit(url)
             query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
             self.namespace = query.pop("namespace", "askii")
+            self.wait_replicas = int(query.pop("wait_replicas", "0"))
+            """So many replicas have to have a write before it is answered."""
             self._sentinel_login = query.pop("sentinel_username", ""), query.pop("sentinel_password", "")
             port = 26379 if self.kind == "sentinel" else 6379
             strange = sorted(name for name in query if name != "db" and not name.startswith("ssl_"))
             self.addresses = [_address(host, port) for host in hosts.split(",")]
             path = parts.path.strip("/").split("/")
             self.service = unquote(path.pop(0)) if self.kind == "sentinel" else ""
+            if self.wait_replicas < 0:
+                raise ValueError("a number of replicas")  # noqa: TRY301 - one message for all that is wrong
             if any(part and not part.isdecimal() for part in path):
                 raise ValueError("a database has a number")  # noqa: TRY301 - one message for all that is wrong
             # The client library's own reading of all that is left: login, database and TLS.
@@ -135,10 +139,10 @@ class Place:
 def _form(scheme: str) -> str:
     kind = scheme.partition("+")[2]
     if kind == "sentinel":
-        return f"{scheme}://[user:password@]host:port,host:port/SERVICE[/db][?namespace=NAME]"
+        return f"{scheme}://[user:password@]host:port,host:port/SERVICE[/db][?namespace=NAME&wait_replicas=N]"
     if kind == "cluster":
-        return f"{scheme}://[user:password@]host:port,host:port[?namespace=NAME]"
-    return f"{scheme}://[user:password@]host:port[/db][?namespace=NAME]"
+        return f"{scheme}://[user:password@]host:port,host:port[?namespace=NAME&wait_replicas=N]"
+    return f"{scheme}://[user:password@]host:port[/db][?namespace=NAME&wait_replicas=N]"
 
 
 def _address(text: str, port: int) -> Address:

@@ -5,19 +5,22 @@ Lines come as plans, which are encoded once for each match. No number leaves her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import add
 
 import msgspec
 
-from ...admission import PPM, ExtendRequest, Match, ReserveRequest, Window
+from ...admission import PPM, Admission, ExtendRequest, Match, ReserveRequest, Window
 from ...budgets import window
 from ...currency import MAX_NANO_USD
-from ..base import DrawRequest, Operation, Promotion, Settlement, UnwritableError, partition_of
+from ..base import AggregateRow, DrawRequest, Operation, Promotion, Settlement, UnwritableError, partition_of
 from ..plans import PlanLine, TermsCopy
-from ..rules import check_draw, hour_of, may_alert, owing
+from ..rules import hour_of, may_alert, owing
 
 _BEYOND = MAX_NANO_USD + 1
 """Stands for every amount that is too large. A script still holds it exactly, and refuses it."""
+_COST = re.compile(rb'"cost_nano_usd":(-?\d{1,20})')
 _encode = msgspec.msgpack.Encoder().encode
 Windows = Mapping[str, tuple[Window, Window]]
 
@@ -85,12 +88,15 @@ class Planner:
             )
         )
 
-    def settle(self, settlement: Settlement, *, planned: bool) -> bytes:
-        """`planned`: with the lines of its matches, which a call needs that has no hold, and one that may alert."""
+    def settle(self, settlement: Settlement, *, planned: bool) -> tuple[bytes, bytes]:
+        """The request, and the record without its last brace. `planned`: with the lines of its matches, which a call
+        needs that has no hold, and one that may alert.
+        """
         plans, spans = None, None
         if planned:
             plans, spans = self._at(settlement.matches, settlement.windows, settlement.admitted_at_s, settlement.rate)
-        return _written(
+        record, hour = settlement.record, hour_of(settlement.admitted_at_s)
+        packed = _written(
             (
                 settlement.call_id,
                 settlement.admitted_at_s,
@@ -101,14 +107,16 @@ class Planner:
                 settlement.pico_coins,
                 settlement.tenant,
                 partition_of(settlement.tenant),
-                hour_of(settlement.admitted_at_s),
-                [(*row[:3], *map(_clipped, row[3:])) for row in settlement.aggregates],
-                _text(settlement.record),
+                str(hour),
+                str(hour // 24),
+                _rows(settlement.aggregates, hour),
+                _cost_of(record),
                 plans,
                 spans,
                 settlement.credit,
             )
         )
+        return packed, record[:-1]
 
     def status(self, matches: Sequence[Match], windows: Windows, rate: tuple[int, int], at_s: float) -> bytes:
         plans, spans = self._at(matches, windows, at_s, rate)
@@ -129,10 +137,9 @@ class Planner:
         return plans, spans
 
     def draw(self, request: DrawRequest) -> bytes:
-        check_draw(request)
         plan, windows, rate, mark = self.terms.plan, request.windows, request.rate, self._downgrade_at_ppm
         asks = [
-            (plan(match, windows, rate, mark)[1], more, min(share_ppm, PPM), min(ceiling_ppm, PPM))
+            (plan(match, windows, rate, mark)[1], _clipped(more), min(share_ppm, PPM), min(ceiling_ppm, PPM))
             for match, more, share_ppm, ceiling_ppm in request.asks
         ]
         return _written(
@@ -141,7 +148,7 @@ class Planner:
                 request.sequence,
                 request.forms_version,
                 self.terms.version,
-                request.returns,
+                [(counter, _clipped(nano_usd)) for counter, nano_usd in request.returns],
                 windows,
                 asks,
             )
@@ -160,16 +167,20 @@ def defer(operation: Operation) -> bytes:
     )
 
 
-def promote(promotion: Promotion, answer: bytes) -> bytes:
-    owed, free = owing(promotion)
-    holder, counters = promotion.credit
+def promote(promotion: Promotion, tell: Callable[[Admission], bytes]) -> bytes:
+    """`tell` writes the answer that a repetition gets."""
+    holder, counters, _ = promotion.credit
     admission = promotion.admission
+    try:
+        (owed, free), answer = owing(promotion), tell(admission)
+    except UnwritableError:  # the script says so, if it comes to that
+        owed, free, answer = [], [], b""
     return _written(
         (
             promotion.call_id,
             holder,
             counters,
-            admission.hold_nano_usd,
+            _clipped(admission.hold_nano_usd),
             promotion.deadline_s,
             _text(promotion.about),
             _text(answer),
@@ -185,6 +196,25 @@ def _text(data: bytes) -> msgspec.Raw:
     """Bytes as a text: servers' MessagePack knows no others."""
     size = len(data)
     return msgspec.Raw((b"\xda" + size.to_bytes(2) if size < 1 << 16 else b"\xdb" + size.to_bytes(4)) + data)
+
+
+def _rows(aggregates: Sequence[AggregateRow], hour: int) -> list[tuple[object, ...]]:
+    """Each scope, model and provider once, the latter in one text that tells them apart whatever they are made of."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for scope, model, provider, *amounts in aggregates:
+        names = scope, f"{hour}:{len(model.encode('utf-8', 'surrogatepass'))}:{model}{provider}"
+        known = rows.get(names)
+        rows[names] = amounts if known is None else list(map(add, known, amounts))
+    return [(*names, *map(_clipped, amounts)) for names, amounts in rows.items()]
+
+
+def _cost_of(record: bytes) -> int:
+    """What a usage record says it cost. The last such member is its own: metadata comes before it."""
+    found = _COST.match(record, max(record.rfind(b'"cost_nano_usd":'), 0))
+    cost = 0 if found is None else int(found[1])
+    if abs(cost) > MAX_NANO_USD:
+        raise UnwritableError(f"a record says it cost {cost} nano-USD, beyond 2**53 - 1")
+    return cost
 
 
 def _clipped(nano_usd: int) -> int:

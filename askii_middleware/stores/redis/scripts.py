@@ -20,13 +20,15 @@ class Script(NamedTuple):
     name: str
     source: bytes
     digest: str
+    writes: bool
 
 
 @cache
 def script(name: str) -> Script:
     """By file name without `.lua`. Raises FileNotFoundError."""
     source = _assembled(f"{name}.lua", set()).encode()
-    return Script(name, source, sha1(source, usedforsecurity=False).hexdigest())
+    writes = not source.startswith(b"#!lua flags=no-writes\n")
+    return Script(name, source, sha1(source, usedforsecurity=False).hexdigest(), writes)
 
 
 def _assembled(name: str, known: set[str]) -> str:

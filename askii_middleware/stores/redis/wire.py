@@ -89,10 +89,17 @@ def parse(buffer: bytes, at: int) -> tuple[Reply, int]:
 
 
 class Wire(asyncio.Protocol):
-    """See the module. Whatever ends a connection answers all that wait with `Refused`."""
+    """See the module. Whatever ends a connection answers all that wait with `Refused`.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        barrier: two commands, packed, the second of which tells how many replicas have what was sent before.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, barrier: bytes) -> None:
         self.loop = loop
+        self._barrier = barrier
+        self._confirming: asyncio.Future[Reply] | None = None
+        self._confirm_by = 0.0
         self.lost = False
         """No command can be sent any more."""
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -127,6 +134,13 @@ class Wire(asyncio.Protocol):
             self._watch_until(deadline)
         return future
 
+    def confirm(self, deadline: float) -> asyncio.Future[Reply]:
+        """The barrier's answer for all that is sent in this tick of the loop."""
+        if self._confirming is None:
+            self._confirming = self.loop.create_future()
+            self._confirm_by = deadline
+        return self._confirming
+
     def load(self, digest: str, data: bytes, deadline: float) -> None:
         """Send a script, unless it is on its way: what is sent from now on comes after it."""
         if digest not in self._loading:
@@ -134,6 +148,11 @@ class Wire(asyncio.Protocol):
             self.send(data, deadline).add_done_callback(lambda _: self._loading.discard(digest))
 
     def _flush(self) -> None:
+        if self._confirming is not None and not self.lost:
+            self._out.append(self._barrier)
+            self._waiting.append((self.loop.create_future(), self._confirm_by))
+            self._waiting.append((self._confirming, self._confirm_by))
+            self._confirming = None
         if self._transport is not None and not self.lost:
             self._transport.write(b"".join(self._out))
         self._out.clear()
@@ -197,5 +216,7 @@ class Wire(asyncio.Protocol):
             self._watch = None
         while self._waiting:
             self._answer(Refused(why))
+        if self._confirming is not None and not self._confirming.done():
+            self._confirming.set_result(Refused(why))
         if self._transport is not None:
             self._transport.abort()

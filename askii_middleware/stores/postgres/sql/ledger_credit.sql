@@ -1,10 +1,10 @@
 -- Credit in the hands of workers. Invariant: what all workers have not used counts as held, so what is granted on a
 -- line is never more than what its limit has left under the counter's lock.
 
--- Use up as much credit on each counter as a charge comes to, or what there is. The counters are locked.
-CREATE OR REPLACE FUNCTION use_credit(p_counters text[], p_holder text, p_cost bigint) RETURNS void
+-- Use up so much credit on each counter, or what there is. The counters are locked.
+CREATE OR REPLACE FUNCTION use_credit(p_counters text[], p_holder text, p_nano_usd bigint) RETURNS void
 LANGUAGE sql AS $$
-    UPDATE credits SET used = used + greatest(least(p_cost, granted - used), 0)
+    UPDATE credits SET used = used + greatest(least(p_nano_usd, granted - used), 0)
     WHERE counter = ANY (p_counters) AND holder = p_holder
 $$;
 
@@ -141,7 +141,7 @@ BEGIN
     FROM unnest(v_owed) AS name LEFT JOIN credits ON counter = name AND holder = v_holder
     WHERE coalesce(granted - used, 0) < v_hold LIMIT 1;
     IF v_short IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'AS001', MESSAGE = format(
+        RAISE EXCEPTION USING ERRCODE = 'AS005', MESSAGE = format(
             'call %s: worker %L has %s, and the hold takes %s: draw first, or reserve the call', v_call, v_holder,
             v_short, v_hold
         );

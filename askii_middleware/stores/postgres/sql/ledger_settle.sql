@@ -119,7 +119,10 @@ BEGIN
         PERFORM lift(v_hold);
         DELETE FROM holds WHERE call_id = v_call;
     ELSIF jsonb_typeof(p_item -> 'credit') = 'object' THEN
-        PERFORM use_credit(v_counters, p_item -> 'credit' ->> 'holder', v_cost::bigint);
+        PERFORM use_credit(
+            v_counters, p_item -> 'credit' ->> 'holder',
+            least(v_cost::bigint, (p_item -> 'credit' ->> 'hold_nano_usd')::bigint)
+        );
     ELSE
         PERFORM seat(v_lines);
     END IF;

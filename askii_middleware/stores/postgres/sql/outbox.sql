@@ -106,7 +106,12 @@ BEGIN
             WHERE place.sink = p_sink AND place.partition = ANY (v_asked)
             ORDER BY entry.n LIMIT p_limit
         ), found AS (
-            SELECT * FROM (SELECT * FROM due UNION ALL SELECT * FROM fresh) AS entries
+            -- While there are new ones, those due again get no more than half of the limit.
+            SELECT * FROM (
+                (SELECT * FROM due ORDER BY due_s, n
+                    LIMIT greatest(p_limit - (SELECT count(*) FROM fresh), p_limit / 2))
+                UNION ALL (SELECT * FROM fresh)
+            ) AS entries
             ORDER BY due_s NULLS LAST, n LIMIT p_limit
         )
         SELECT coalesce(json_agg(json_build_array(

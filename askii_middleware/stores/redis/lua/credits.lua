@@ -18,9 +18,21 @@ local function add_left(counter, nano_usd)
     end
 end
 
+-- Forget what the dead have used up: a counter may have no end, and workers come and go.
+local function forget_dead(counter)
+    for _, field in ipairs(redis.call('HKEYS', P .. 'c:' .. counter)) do
+        local holder = string.match(field, '^g:(.*)$')
+        if holder and not is_alive(holder) and credit_of(counter, holder) == 0 then
+            redis.call('HDEL', P .. 'c:' .. counter, field, 'u:' .. holder)
+        end
+    end
+end
+
 local function give_credit(counter, end_s, holder, nano_usd)
     begin(counter, end_s)
-    redis.call('HINCRBY', P .. 'c:' .. counter, 'g:' .. holder, whole(nano_usd))
+    if redis.call('HINCRBY', P .. 'c:' .. counter, 'g:' .. holder, whole(nano_usd)) == nano_usd then
+        forget_dead(counter) -- as often as somebody comes
+    end
     add_left(counter, nano_usd)
 end
 

@@ -32,7 +32,7 @@ if not is_live(hold) then
 end
 lift(hold)
 redis.call('SREM', P .. 'w:' .. hold.worker, call_id)
-stand(hold.counters, ELSEWHERE, hold.nano_usd, reader({}, ELSEWHERE))
+stand(hold.counters, ELSEWHERE, hold.nano_usd)
 local deadline = seconds(until_s + OVERDUE_S)
 redis.call('HSET', P .. 'h:' .. call_id, 'w', ELSEWHERE, 'u', deadline)
 redis.call('ZADD', P .. 'deadlines', deadline, call_id)

@@ -29,6 +29,16 @@ end
 if not is_alive(holder) then
     return { 'dead' }
 end
+for _, ask in ipairs(asks) do
+    if ask[2] < 0 or ask[2] > MAX then
+        return { 'unwritable', 'credit' }
+    end
+end
+for _, given_back in ipairs(returns) do
+    if given_back[2] < 0 or given_back[2] > MAX then
+        return { 'unwritable', given_back[1] }
+    end
+end
 if budgets_version ~= (tonumber(versions[2]) or 0) then
     return { 'stale' }
 end

@@ -30,7 +30,7 @@ if budgets_version ~= (tonumber(redis.call('HGET', P .. 'meta', 'budgets_version
     return { 'stale' }
 end
 
-local read = reader(lapsed_holds(), hold.worker)
+local read = reader(lapsed_holds())
 local more, enough = target - hold.nano_usd, math.min(least, target) - hold.nano_usd
 local granted, told_now = 0, nil
 if more > 0 then
@@ -55,7 +55,7 @@ if granted > 0 then
             return { 'unwritable', counter[1] }
         end
     end
-    stand(hold.counters, hold.worker, granted, read)
+    stand(hold.counters, hold.worker, granted)
 end
 local reached = hold.nano_usd + granted
 redis.call('HSET', P .. 'h:' .. call_id, 'n', whole(reached), 'q', whole(sequence))

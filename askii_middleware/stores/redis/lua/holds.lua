@@ -1,4 +1,4 @@
--- include: sums.lua
+-- include: start.lua
 -- Counters, holds and the heartbeats of workers.
 --
 -- Invariants. `c:<counter>`: `h` is the sum of `h:<worker>` over all workers, and each of these the sum of that worker's
@@ -58,31 +58,27 @@ local function lapsed_holds()
     return found
 end
 
--- Reads counters as if the holds in `away` were not there: an array of spent, held, whether there is such a counter, and
--- as they are stored, the sums of all holds and of this worker's. The holds of dead workers that are not buried yet do
--- not count.
-local function reader(away, worker)
-    local fields = { 's', 'h', 'k', 'e', 'h:' .. (worker or '') }
-    local live = #fields
-    for _, dead in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now_text)) do
-        fields[#fields + 1] = 'h:' .. dead
+-- Reads counters as if the holds in `away` were not there: an array of spent, held, and whether there is such a
+-- counter. The holds of dead workers that are not buried yet do not count.
+local function reader(away)
+    local dead, gone, known = redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now_text), {}, {}
+    for n, worker in ipairs(dead) do
+        dead[n] = 'h:' .. worker
     end
-    local gone = {}
     for _, hold in ipairs(away) do
         for _, counter in ipairs(hold.counters) do
             gone[counter[1]] = (gone[counter[1]] or 0) + hold.nano_usd
         end
     end
-    local known = {}
     return function(counter)
         local amounts = known[counter]
         if not amounts then
-            local found = redis.call('HMGET', P .. 'c:' .. counter, unpack(fields))
+            local found = redis.call('HMGET', P .. 'c:' .. counter, 's', 'h', 'k', 'e', unpack(dead))
             local held = (tonumber(found[2]) or 0) + (tonumber(found[3]) or 0) - (gone[counter] or 0)
-            for n = live + 1, #fields do
+            for n = 5, #dead + 4 do
                 held = held - (tonumber(found[n]) or 0)
             end
-            amounts = { tonumber(found[1]) or 0, held, found[4] and true, found[2], found[5] }
+            amounts = { tonumber(found[1]) or 0, held, found[4] }
             known[counter] = amounts
         end
         return amounts
@@ -102,18 +98,18 @@ local function begin(counter, end_s)
     end
 end
 
--- Hold so much more on these counters. `read` reads them for this worker, and nothing was written to them since.
-local function stand(counters, worker, nano_usd, read)
+-- Hold so much more on these counters.
+local function stand(counters, worker, nano_usd)
     if nano_usd == 0 then
         return
     end
-    local names, more = { 'h', 'h:' .. worker }, { nano_usd, nano_usd }
+    local more, field = whole(nano_usd), 'h:' .. worker
     for _, counter in ipairs(counters) do
-        local amounts = read(counter[1])
-        if not amounts[3] then
+        local key = P .. 'c:' .. counter[1]
+        if redis.call('HINCRBY', key, field, more) == nano_usd then
             begin(counter[1], counter[2])
         end
-        add_up(P .. 'c:' .. counter[1], names, { amounts[4], amounts[5] }, more)
+        redis.call('HINCRBY', key, 'h', more)
     end
 end
 

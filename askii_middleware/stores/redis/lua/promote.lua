@@ -17,13 +17,16 @@ end
 if not is_alive(holder) then
     return { 'dead' }
 end
+if hold < 0 or hold > MAX then
+    return { 'unwritable', 'a hold' }
+end
 for _, counter in ipairs(owed) do
     local left = credit_of(counter, holder)
     if left < hold then
         return { 'credit', counter, whole(left) }
     end
 end
-local read = reader(lapsed_holds(), holder)
+local read = reader(lapsed_holds())
 for _, counter in ipairs(free) do
     local amounts = read(counter)
     if amounts[1] + amounts[2] + hold > MAX then
@@ -34,6 +37,6 @@ end
 for _, counter in ipairs(owed) do
     take_credit(counter, holder, hold)
 end
-stand(counters, holder, hold, read)
+stand(counters, holder, hold)
 place(call_id, holder, hold, counters, whole(candidate), seconds(admitted_at), now + life_s, answer, about)
 return 1

@@ -40,7 +40,7 @@ local old = replaces ~= '' and find_hold(replaces)
 if old and is_live(old) then
     away = joined(lapsed, { old })
 end
-local read, pick = reader(away, worker), picker(windows, now)
+local read, pick = reader(away), picker(windows, now)
 local order, lines = {}, {}
 local function look_at(index)
     if not lines[index] then
@@ -114,14 +114,11 @@ end
 if replaces ~= '' then
     release(replaces)
 end
-if away[1] or replaces ~= '' then
-    read = reader({}, worker) -- for what has just been taken off
-end
 local counters = {}
 for n, line in ipairs(lines[chosen]) do
     counters[n] = { line.counter, line.end_s }
 end
-stand(counters, worker, hold, read)
+stand(counters, worker, hold)
 seat(lines[chosen])
 place(call_id, worker, hold, counters, chosen - 1, now_text, now + life_s, answer, about)
 return answer

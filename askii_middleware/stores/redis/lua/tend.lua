@@ -1,5 +1,8 @@
+#!lua flags=allow-oom
 -- Forget what is old enough and done with, a bounded number at a time. Invariant: no record goes that a sink has not
 -- passed, and no alert that a channel in use has not acknowledged; what is set aside has a copy of its own.
+--
+-- Allowed where memory is full: it is what frees it.
 -- include: outbox.lua
 -- include: values.lua
 local KEPT_S, UNUSED_S, AT_ONCE = 691200, 2592000, 500
