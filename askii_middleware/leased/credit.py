@@ -35,6 +35,16 @@ class Credit:
     def free(self) -> int:
         return self.granted - self.debits
 
+    def give_up(self, nano_usd: int) -> None:
+        """Take so much out of use: it goes back."""
+        self.debits += nano_usd
+        self.returning += nano_usd
+
+    def returned(self) -> None:
+        """The store has all that went back."""
+        self.debits -= self.returning
+        self.returning = 0
+
 
 class LocalCall:
     """A call that this worker admitted by itself."""
@@ -120,8 +130,7 @@ def give_back(credit: Credit, keep: int, returns: dict[str, int]) -> None:
     agree again where a promotion was in doubt.
     """
     surplus = max(credit.free - keep, 0)
-    credit.debits += surplus
-    credit.returning += surplus
+    credit.give_up(surplus)
     if not keep and not credit.calls and (surplus or credit.free):
         credit.emptied = True
         returns[credit.counter] = MAX_NANO_USD

@@ -182,9 +182,10 @@ class Draws:
         """All there is of each that no call stands on. Nothing is drawn on it meanwhile, so it may be repeated."""
         kept = {credit.counter for known in self._known.values() for credit in known.credits} if self._strays else ()
         for counter, credit in list(self._strays.items()):
-            if counter in kept or not (credit.calls or credit.free > 0):
+            if counter in kept or not (credit.calls or credit.returning or credit.free > 0):
                 del self._strays[counter]
             elif not credit.calls and not self._is_untold(counter):
+                credit.give_up(max(credit.free, 0))
                 returns[counter] = MAX_NANO_USD
 
     def _is_untold(self, counter: str) -> bool:
@@ -234,6 +235,7 @@ class Draws:
         self._filled_again(request)
         for counter in self._strays.keys() & dict(request.returns).keys():
             credit = self._strays[counter]
+            credit.returned()
             credit.granted = min(credit.granted, credit.debits)
         self._gap_s = self._lease_s / (100 if gained else 10)
         if self._version not in (None, drawn.budgets_version):
@@ -252,8 +254,7 @@ class Draws:
                 return None
             credit = self._credits[state.counter] = Credit(state.counter, state.resets_at_s)
         credit.granted = line.granted_nano_usd
-        credit.debits -= credit.returning
-        credit.returning = 0
+        credit.returned()
         if credit.emptied and not credit.calls:
             credit.debits = credit.granted
         credit.emptied = False

@@ -56,7 +56,7 @@ def promote(db: sqlite3.Connection, promotion: Promotion, now_s: float) -> None:
 
 def rows(db: sqlite3.Connection, now_s: float) -> list[CreditRow]:
     """See `Store.credits`."""
-    return [CreditRow(*row, alive=bool(alive)) for *row, alive in db.execute(SQL["credits"], (now_s,))]
+    return [CreditRow(*row)._replace(alive=bool(row[-1])) for row in db.execute(SQL["credits"], (now_s,))]
 
 
 def reclaim(db: sqlite3.Connection, scope: str | None, now_s: float) -> list[CreditRow]:

@@ -341,7 +341,7 @@ class _Worker:
             await self._surely(lambda: self.store.release(call_id))
             return
         cost = rng.randrange(hold // 2, hold + 1)
-        if rng.random() < world.dearer:
+        if world.dearer and rng.random() < world.dearer:
             cost = rng.randrange(hold, 3 * hold)
         outcome.excess_nano_usd += max(cost - hold, 0)
         settlement = client.settlement(call_id, cost, at_s=admission.admitted_at_s, values=world.values)

@@ -25,7 +25,9 @@ MIDNIGHT_S = int(NOON_S) + DAY_S // 2
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Never is more spent and held than the limit and what calls cost above their holds, and no worker ever thinks that it has more credit than it has."""
+    """Never is more spent and held than the limit and what calls cost above their holds, which is all that a charge adds
+    to it; and no worker ever thinks that it has more credit than it has.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +104,12 @@ class Interleavings(RuleBasedStateMachine):
     def deliver(self, data: st.DataObject, answered: bool) -> None:
         call_id = data.draw(st.sampled_from(sorted(self.settling)))
         desk, settlement = self.settling[call_id]
+        before = self._taken()
         now(self.store.settle(settlement))
+        if settlement.credit is not None:
+            excess = max(settlement.cost_nano_usd - settlement.credit.hold_nano_usd, 0)
+            for counter, taken in self._taken().items():
+                assert taken <= before[counter] + excess
         if answered:
             desk.book.settled(call_id)
             del self.settling[call_id]
@@ -266,13 +273,17 @@ class Interleavings(RuleBasedStateMachine):
 
     # What must hold ---------------------------------------------------------------------------------------------------
 
-    @invariant()
-    def nothing_passes_a_limit(self) -> None:
+    def _taken(self) -> dict[str, int]:
+        """Spent and held, by counter."""
         book = self.store._book
         read = book.reader(self.clock.now_s, [])
-        for counter in book.spent:
+        return {counter: sum(read(counter)) for counter in book.spent}
+
+    @invariant()
+    def nothing_passes_a_limit(self) -> None:
+        for counter, taken in self._taken().items():
             scope = counter.split("|")[0]
-            assert sum(read(counter)) <= LIMITS[scope] + self.excess.get(scope, 0)
+            assert taken <= LIMITS[scope] + self.excess.get(scope, 0)
 
     @invariant()
     def nobody_knows_of_credit_that_is_not_there(self) -> None:

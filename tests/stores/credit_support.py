@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from askii_middleware.admission import Admission
-from askii_middleware.currency import parse_rate
+from askii_middleware.currency import MAX_NANO_USD, parse_rate
 from askii_middleware.stores.base import CreditAsk, CreditLine, CreditUse, Drawn, DrawRequest, Promotion, Settled
 
 from .support import Client
@@ -48,17 +48,13 @@ def by_counter(drawn: Drawn) -> dict[str, CreditLine]:
     return {line.state.counter: line for lines in drawn.lines for line in lines}
 
 
-def use(*drawn: Drawn, holder: str = "w") -> CreditUse:
-    """What a call stands on that is admitted from this."""
+def use(*drawn: Drawn, holder: str = "w", hold: int = MAX_NANO_USD) -> CreditUse:
+    """What a call stands on that is admitted from this; unless `hold` says otherwise, it held whatever it costs."""
     ends = {line.state.counter: line.state.resets_at_s for told in drawn for lines in told.lines for line in lines}
-    return CreditUse(holder, tuple(ends.items()), 0)
+    return CreditUse(holder, tuple(ends.items()), hold)
 
 
-async def settle_from(
-    client: Client, call_id: str, cost: int, credit: CreditUse, *, hold: int | None = None, **options: Any
-) -> Settled:
-    """Of a call that held what it cost, unless `hold` says otherwise."""
-    credit = credit._replace(hold_nano_usd=cost if hold is None else hold)
+async def settle_from(client: Client, call_id: str, cost: int, credit: CreditUse, **options: Any) -> Settled:
     return await client.settle(call_id, cost, credit=credit, **options)
 
 

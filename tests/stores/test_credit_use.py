@@ -90,11 +90,11 @@ async def test_a_charge_beyond_the_credit_is_taken_in_full_and_uses_up_what_is_l
 async def test_a_call_that_cost_more_than_it_held_uses_up_no_credit_of_others(client: Client) -> None:
     client.declare(budget("tenant=*", 1000), budget("global", 1000))
     drawn = await draw(client, 1, 300)
-    await settle_from(client, "a", 250, use(drawn), hold=40)
+    await settle_from(client, "a", 250, use(drawn, hold=40))
     assert await client.spent_held_of("acme") == {"tenant=acme": (250, 260), "global": (250, 260)}
-    await settle_from(client, "b", 40, use(drawn), hold=250)
-    await settle_from(client, "c", 40, use(drawn), hold=0)
-    await settle_from(client, "d", -40, use(drawn), hold=-90)
+    await settle_from(client, "b", 40, use(drawn, hold=250))
+    await settle_from(client, "c", 40, use(drawn, hold=0))
+    await settle_from(client, "d", -40, use(drawn, hold=-90))
     assert await client.spent_held_of("acme") == {"tenant=acme": (290, 220), "global": (290, 220)}
 
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -290,7 +290,7 @@ class Ledgers(RuleBasedStateMachine):
             call = self.model.calls.get(name)
             payer, at_s, credit = some_payer, self.clock.now_s, None
             if holder is not None and used is not None and drawn is not None:
-                payer, at_s, credit = used.payer, used.at_s, use(drawn, holder=holder)._replace(hold_nano_usd=hold)
+                payer, at_s, credit = used.payer, used.at_s, use(drawn, holder=holder, hold=hold)
             if call is not None:
                 payer, at_s = call.payer, call.admitted_at_s
             answer = self.model.settle(name, payer, cost, rate, (holder, used, hold) if holder and used else None)
@@ -389,6 +389,10 @@ def test_shared_ledgers_equal_the_model(redis_server: str, postgres_ledger: Kept
     run_state_machine_as_test(
         SharedLedgers,
         settings=settings(
-            max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=25,
+            stateful_step_count=25,
+            deadline=None,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a server makes shrinking too slow
+            suppress_health_check=list(HealthCheck),
         ),
     )

@@ -115,7 +115,7 @@ def others(drawn: st.DrawFn) -> Command:
 
         async def settling(client: Client) -> Any:
             found = await draw(client, 0, asks=asks(client, 0, tenant=tenant, **values))
-            return await settle_from(client, name, amount, use(found), hold=hold, tenant=tenant, values=values)
+            return await settle_from(client, name, amount, use(found, hold=hold), tenant=tenant, values=values)
 
         return settling
     if kind == "beat":

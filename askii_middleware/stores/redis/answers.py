@@ -223,7 +223,9 @@ def refusal(answer: list[Any]) -> StoreError:
     if kind == "dead":
         return DeadWorkerError("the worker has no live heartbeat: send one before holding")
     if kind == "credit":
-        return ShortCreditError(f"only {rest[1]} nano-USD of credit are left on {rest[0]}: draw first, or reserve the call")
+        return ShortCreditError(
+            f"only {rest[1]} nano-USD of credit are left on {rest[0]}: draw first, or reserve the call"
+        )
     if kind == "unwritable":
         return unwritable(answer)
     return StoreError(

@@ -20,7 +20,7 @@ from ..rules import hour_of, may_alert, owing
 
 _BEYOND = MAX_NANO_USD + 1
 """Stands for every amount that is too large. A script still holds it exactly, and refuses it."""
-_COST = re.compile(rb'"cost_nano_usd":(-?\d{1,20})')
+_COST = re.compile(rb'"cost_nano_usd":(-?\d{1,40})')
 _encode = msgspec.msgpack.Encoder().encode
 Windows = Mapping[str, tuple[Window, Window]]
 
@@ -211,10 +211,7 @@ def _rows(aggregates: Sequence[AggregateRow], hour: int) -> list[tuple[object, .
 def _cost_of(record: bytes) -> int:
     """What a usage record says it cost. The last such member is its own: metadata comes before it."""
     found = _COST.match(record, max(record.rfind(b'"cost_nano_usd":'), 0))
-    cost = 0 if found is None else int(found[1])
-    if abs(cost) > MAX_NANO_USD:
-        raise UnwritableError(f"a record says it cost {cost} nano-USD, beyond 2**53 - 1")
-    return cost
+    return 0 if found is None else _clipped(int(found[1]))
 
 
 def _clipped(nano_usd: int) -> int:

@@ -59,7 +59,7 @@ local function settle(packed, record, rare)
             return { 'window' }
         end
     end
-    if cost > MAX or cost < -MAX then
+    if cost > MAX or cost < -MAX or told_cost > MAX or told_cost < -MAX then
         return { 'unwritable', 'a charge' }
     end
     local spent, is_new = {}, {}
