@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .errors import MissingExtraError as MissingExtraError
     from .errors import SinkError as SinkError
     from .errors import StoreError as StoreError
+    from .errors import TenantSuspendedError as TenantSuspendedError
     from .errors import UnknownModelError as UnknownModelError
     from .identity import Identity as Identity
     from .middleware import AskiiMiddleware as AskiiMiddleware
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .sinks.lago import LagoSink as LagoSink
     from .sinks.log import LogSink as LogSink
     from .sinks.memory import MemorySink as MemorySink
+    from .sinks.webhook import WebhookSink as WebhookSink
     from .tracker import CostTracker as CostTracker
     from .usage import TokenUsage as TokenUsage
 
@@ -68,6 +70,7 @@ _HOMES = {
         "MissingExtraError",
         "SinkError",
         "StoreError",
+        "TenantSuspendedError",
         "UnknownModelError",
     ),
     "identity": ("Identity",),
@@ -78,6 +81,7 @@ _HOMES = {
     "sinks.lago": ("LagoSink",),
     "sinks.log": ("LogSink",),
     "sinks.memory": ("MemorySink",),
+    "sinks.webhook": ("WebhookSink",),
     "default_tracker": ("get_cost_tracker",),
     "tracker": ("CostTracker",),
     "usage": ("TokenUsage",),

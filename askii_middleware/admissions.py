@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from .options import OptionBuilder
     from .pricing import Price
     from .session import Session
+    from .tenants import TenantBook
     from .writer import LedgerWriter
+
+
+SUSPENDED = "denied:suspended:tenant"
+"""What the record of a suspended tenant's call says in shadow."""
 
 
 class Admissions(ABC):
@@ -33,6 +38,7 @@ class Admissions(ABC):
     rates: RateSource
     metrics: Metrics
     modes: Modes
+    tenants: TenantBook
     clock: Callable[[], float]
     _allow_unheld: bool
     _admitter: Admitter
@@ -49,14 +55,17 @@ class Admissions(ABC):
     ) -> Call:
         """Hold a call's worst cost on every budget it meets, for the first candidate model that fits.
 
-        Raises BudgetExceededError, UnknownModelError, or StoreError where the ledger is away and
-        `on_store_error` is `deny`.
+        Raises TenantSuspendedError, BudgetExceededError, UnknownModelError, or StoreError where the ledger is away
+        and `on_store_error` is `deny`.
         """
         started_s = time.perf_counter()
         call_id = call_id or new_call_id(self.clock())
         rate = self.rates.current()
         mode = self.modes.of(identity.tenant)
         shadow = mode == "shadow"
+        suspended = self.tenants.find(identity.tenant)
+        if suspended is not None and mode == "enforce":
+            raise suspended
         self._admitter.count_early(spec, shadow=shadow)
         options = self._builder.options(spec, identity.tenant, lenient=shadow)
         admitted: Admitted | None = None
@@ -108,5 +117,7 @@ class Admissions(ABC):
             held=held,
             now_s=now_s,
         )
+        if suspended is not None and shadow:
+            call.shadow = SUSPENDED
         self.metrics.admitted(call, time.perf_counter() - started_s)
         return call

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, SinkError
 from .models import is_provider, strip
 from .pricing import ModelPrice
+from .settings_sinks import LogSettings, SinkTable, lago_names
+from .settings_tables import LagoSettings
 from .stores import open_store
 from .tracker import CostTracker
 
@@ -58,6 +60,7 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         max_series=settings.max_series,
         downgrade_at=settings.downgrade_at,
         provider_of=_provider_of(settings),
+        subscription_of=settings.billing.rule,
         alert_channels=channels_from_settings(settings),
     )
     tracker.fallbacks.check(is_served=_is_served(settings), unpriced_allowed=settings.unknown_price != "reject")
@@ -111,16 +114,47 @@ def _price(setting: str, fields: dict[str, Any]) -> ModelPrice:
 def sinks_from_settings(settings: Settings) -> list[Sink]:
     """The sinks under `[sinks]`, in a fixed order."""
     sinks: list[Sink] = []
-    if settings.sinks.lago is not None:
-        from .sinks.lago import LagoSink  # noqa: PLC0415 - httpx only where Lago is used
-
-        lago = settings.sinks.lago
-        sinks.append(LagoSink(lago.url, lago.api_key.get_secret_value(), code=lago.code, timeout_s=lago.timeout_s))
-    if settings.sinks.log is not None:
-        from .sinks.log import LogSink  # noqa: PLC0415 - as above
-
-        sinks.append(LogSink(settings.sinks.log.path))
+    for name, table in settings.sinks.tables:
+        try:
+            sinks += _sinks(name, table)
+        except SinkError as error:
+            raise ConfigurationError(f"sinks.{name}: {error}") from None
     return sinks
+
+
+def _sinks(name: str, table: SinkTable) -> Iterator[Sink]:
+    if isinstance(table, LagoSettings):
+        yield from _lago_sinks(name, table)
+    elif isinstance(table, LogSettings):
+        from .sinks.log import LogSink  # noqa: PLC0415 - only what is used
+
+        yield LogSink(table.path, rotate_bytes=table.rotate_bytes, keep=table.keep, fsync=table.fsync, name=name)
+    else:
+        from .sinks.webhook import WebhookSink  # noqa: PLC0415 - httpx only where it is used
+
+        options = {field: getattr(table, field) for field in type(table).model_fields}
+        options["secrets"] = [secret.get_secret_value() for secret in table.secrets]
+        options["token"] = _secret(table.token)
+        yield WebhookSink(name=name, **options)
+
+
+def _lago_sinks(name: str, lago: LagoSettings) -> Iterator[Sink]:
+    """One for each shape of events. Their names are theirs for good: a place in the outbox belongs to a name."""
+    from .sinks.lago import LagoSink  # noqa: PLC0415 - httpx only where Lago is used
+
+    for shape, sink in lago_names(name, lago).items():
+        yield LagoSink(
+            lago.url,
+            lago.api_key.get_secret_value(),
+            name=sink,
+            events=shape,
+            code=lago.code,
+            token_codes=lago.token_codes,
+            only_tenants=lago.only_tenants,
+            properties=lago.properties,
+            max_age_s=lago.max_age_s,
+            timeout_s=lago.timeout_s,
+        )
 
 
 def channels_from_settings(settings: Settings) -> list[AlertChannel]:

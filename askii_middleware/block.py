@@ -12,7 +12,7 @@ import msgspec
 
 from .calls import Call, CallSpec, RequestContext, current_request
 from .counting import Usage, check_model, checked_metadata, whole_count
-from .errors import BudgetExceededError
+from .errors import BudgetExceededError, TenantSuspendedError
 from .identity import Identity
 from .settling import RELEASE, Conclusion, Ending, Verdict, bill
 from .usage import Report
@@ -73,7 +73,7 @@ class TrackedBlock:
         identity = await self._identity(context)
         try:
             self._call = await self._admit(context, identity)
-        except BudgetExceededError as error:
+        except (BudgetExceededError, TenantSuspendedError) as error:
             if context is not None:
                 context.denied = error
             raise
@@ -83,8 +83,8 @@ class TrackedBlock:
         return self._usage
 
     async def _identity(self, context: RequestContext | None) -> Identity:
-        if isinstance(self._tenant, str):
-            return Identity(tenant=self._tenant, **self._fields)
+        if self._tenant is not None and not isinstance(self._tenant, Identity):
+            return Identity(tenant=self._tenant, **self._fields)  # which refuses what is no text
         found = self._tenant or await self.tracker.request_identity(context)
         if found is None:
             raise ValueError("track_tokens needs a tenant_id: no request that the middleware identified is running")

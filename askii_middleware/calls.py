@@ -14,7 +14,7 @@ from .usage import NOTHING_USED, TokenUsage
 if TYPE_CHECKING:
     from .admission import BudgetState, Match, Window
     from .currency import Rate
-    from .errors import BudgetExceededError
+    from .errors import Denial
     from .identity import Identity
     from .pricing import Price
     from .providers.base import BatchItems
@@ -145,8 +145,8 @@ class RequestContext:
         """
         self.over = False
         """The application has ended: nobody but a block that still runs will settle the request's call."""
-        self.denied: BudgetExceededError | None = None
-        """What the last block that found no room was told. Where the application has nothing better to answer than
+        self.denied: Denial | None = None
+        """What the last block that was not admitted was told. Where the application has nothing better to answer than
         500, this is the answer.
         """
 

@@ -168,11 +168,11 @@ class Charging(ABC):
             return identity.tenant
         try:
             found: Any = mapping(identity) if callable(mapping) else mapping.get(identity.tenant)
+            return "" if found is None else check_name("subscription_of", found)
         except Exception:
             # The charge must not be lost with it; sinks that bill put the record aside.
             logger.exception("subscription_of failed for the tenant %r", identity.tenant)
             return ""
-        return found if isinstance(found, str) else ""
 
     # Calls that were made elsewhere -----------------------------------------------------------------------------------
 
@@ -214,9 +214,10 @@ class Charging(ABC):
 
     async def record_external(self, subscription: str, coins: int, call_id: str) -> None:
         """Charge and bill a whole number of coins that was computed elsewhere, once for each `call_id` of a
-        subscription. Raises ValueError for an amount beyond what a charge can be.
+        subscription. Raises ValueError for ids that are too long and for an amount beyond what a charge can be.
         """
         identity = Identity(tenant=subscription)
+        check_name("call_id", call_id)
         await self._ready_to_charge()
         call = self._unheld(identity, CallSpec(model="external", api="external"), call_id, priced=False)
         numerator, denominator = call.rate.ratio

@@ -110,6 +110,67 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--json", action="store_true")
         action.set_defaults(run=_in_store, action=f"keys_{name}")
 
+    tenant = commands.add_parser("tenant", help="show, suspend and resume tenants")
+    verbs = tenant.add_subparsers(required=True, metavar="ACTION")
+    shown = verbs.add_parser("show", help="who is suspended, by whom and why")
+    shown.add_argument("tenant", nargs="?", help="only this one")
+    suspend = verbs.add_parser("suspend", help="refuse its calls from now on; those that run go on")
+    suspend.add_argument("tenant")
+    suspend.add_argument("--reason", default="", help="for operators; clients are not told")
+    resume = verbs.add_parser("resume", help="lift all its suspensions, whoever set them")
+    resume.add_argument("tenant")
+    for name, action in (("show", shown), ("suspend", suspend), ("resume", resume)):
+        _config(action)
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(run=_tenant, action=name)
+
+    adjust = commands.add_parser("adjust", help="credit a tenant, or charge it besides its calls")
+    adjust.add_argument("tenant")
+    adjust.add_argument("usd", help="such as -1.25 for a credit; at most 9 digits after the point")
+    adjust.add_argument("--reason", required=True, help="kept in the record")
+    adjust.add_argument("--ref", metavar="CALL_ID", help="the call it corrects (default: none, it counts from now)")
+    adjust.add_argument("--id", help="the same id adjusts once (default with --ref: made from amount and reason)")
+    adjust.add_argument("--force", action="store_true", help="credit more than the call has cost")
+    reprice = commands.add_parser("reprice", help="correct calls that were charged at a wrong price")
+    reprice.add_argument("--model", required=True)
+    reprice.add_argument("--since", required=True, metavar="TIME", help="ISO 8601, in UTC unless it says otherwise")
+    reprice.add_argument("--until", metavar="TIME", help="before this moment (default: now)")
+    reprice.add_argument("--tenant", help="only this one")
+    reprice.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    for name, command in (("adjust", adjust), ("reprice", reprice)):
+        _config(command)
+        command.add_argument("--json", action="store_true")
+        command.set_defaults(run=_correct, action=name)
+
+    report = commands.add_parser("report", help="what was charged and billed, and whether all sides agree")
+    report.add_argument("--reconcile", action="store_true", required=True, help="compare ledger, records and receivers")
+    report.add_argument(
+        "--since", metavar="TIME", help="ISO 8601, in UTC unless it says otherwise (default: everything)"
+    )
+    report.add_argument("--tenant", help="only this one")
+    _config(report)
+    report.add_argument("--json", action="store_true")
+    report.set_defaults(run=_report)
+
+    outbox = commands.add_parser("outbox", help="what waits for the sinks, and what they refused")
+    steps = outbox.add_subparsers(required=True, metavar="ACTION")
+    waiting = steps.add_parser("status", help="what waits for each sink, since when, and who delivers")
+    retry = steps.add_parser("retry", help="send a sink's dead letters again")
+    retry.add_argument("--despite-age", action="store_true", help="for an hour also those that were too old to be sent")
+    dead = steps.add_parser("dead", help="a sink's dead letters, and why they are")
+    dead.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default 100)")
+    export = steps.add_parser("export", help="dead letters and what waits, as JSON lines; nothing is changed")
+    forget = steps.add_parser("forget", help="drop what waits for a sink that is no longer configured")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
+    for what, step in (("status", waiting), ("retry", retry), ("dead", dead), ("export", export), ("forget", forget)):
+        if what != "status":
+            step.add_argument("sink")
+        if what == "export":
+            step.add_argument("file", nargs="?", help="a new file (default: standard output)")
+        _config(step)
+        step.add_argument("--json", action="store_true")
+        step.set_defaults(run=_outbox, action=what)
+
     migrate = commands.add_parser("migrate", help="bring the configured store's schema up to date")
     migrate.add_argument("--check", action="store_true", help="only say what would be done; 1 if anything")
     _config(migrate)
@@ -170,6 +231,30 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _in_store(arguments: argparse.Namespace) -> int:
     from .cli_store import run_action  # noqa: PLC0415 - as above
+
+    return asyncio.run(run_action(arguments.action, arguments))
+
+
+def _tenant(arguments: argparse.Namespace) -> int:
+    from .cli_tenants import run_action  # noqa: PLC0415 - as above
+
+    return asyncio.run(run_action(arguments.action, arguments))
+
+
+def _correct(arguments: argparse.Namespace) -> int:
+    from .cli_adjust import run_action  # noqa: PLC0415 - as above
+
+    return asyncio.run(run_action(arguments.action, arguments))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .cli_report import report  # noqa: PLC0415 - as above
+
+    return asyncio.run(report(arguments))
+
+
+def _outbox(arguments: argparse.Namespace) -> int:
+    from .cli_outbox import run_action  # noqa: PLC0415 - as above
 
     return asyncio.run(run_action(arguments.action, arguments))
 

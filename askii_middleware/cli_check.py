@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from .cli import plain_text, show
+from .cli_check_sinks import check_sinks
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import AskiiError, StoreError, UnknownModelError
 from .settings import Settings, UpstreamSettings, limits_nothing, load_settings
@@ -50,10 +51,13 @@ async def check(config: str | None, *, as_json: bool) -> int:
                 found("journal", *_journal(tracker.journal_path))
             if tracker.rejected_path is not None:
                 found("journal", "warning", f"charges that no ledger could take wait in {tracker.rejected_path}")
+            await check_sinks(settings, tracker, found)
         except StoreError as error:
             found("store", "failed", str(error))
         finally:
             await tracker.store.close()
+            for sink in tracker.sinks:
+                await sink.close()
         await _check_upstreams(settings, tracker, found)
     show(findings, as_json=as_json)
     return 1 if any(finding["result"] == "failed" for finding in findings) else 0

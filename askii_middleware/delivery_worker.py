@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from .delivery_age import DESPITE_AGE, Ages
 from .delivery_rounds import MAX_PAUSE_S, DeliveryOptions, Rounds
 from .records import UsageRecord, decode_record
-from .sinks.base import BACK_OFF, Delivery, Sink, Verdict
+from .sinks.base import BACK_OFF, Delivery, Sink, Verdict, traits_of
 from .stores.base import Entry, Outcome, Store
 
 logger = logging.getLogger("askii_middleware.delivery")
@@ -56,6 +57,7 @@ class SinkWorker(Rounds):
         """Whether this round has delivered anything: the sink works, so what fails alone is itself the cause."""
         self._searched: dict[int, int] = {}
         """Up to here, by partition, new records have failed alone since the last delivery."""
+        self._ages = Ages(traits_of(sink))
 
     async def _deliver(self) -> bool:
         self._alive = False
@@ -65,6 +67,10 @@ class SinkWorker(Rounds):
         items, broken = _decode(entries)
         if broken:
             await self._write(broken, keep=True)
+        items = await self._drop_old(items)
+        if not items:
+            return True
+        await asyncio.sleep(0)  # to read a batch and to send it are two turns of the event loop, with requests between
         first = [item for item in items if item.entry.attempts == 0]
         later = [item for item in items if item.entry.attempts > 0]
         # New records first: they show whether the sink works at all, and must not wait for the troubled ones.
@@ -72,6 +78,41 @@ class SinkWorker(Rounds):
         if moved and later:
             await self._send(later, first=False)
         return True
+
+    async def _drop_old(self, items: list[_Item]) -> list[_Item]:
+        """Those that may be sent. Partitions with others leave the round until it is certain that these are too old;
+        then they are dead letters.
+        """
+        now_s = self._o.clock()
+        reasons = {item.entry[:2]: reason for item in items if (reason := self._ages.reason(item.record, now_s))}
+        old = [item for item in items if item.entry[:2] in reasons]
+        if any(item.entry.attempts for item in old) and await self._despite_age():
+            old = [item for item in old if item.entry.attempts == 0]
+        found = {item.entry.partition for item in old}
+        for n in {item.entry.partition for item in items} & self._round:
+            if n not in found:
+                self._ages.none(n)
+            elif (until_s := self._ages.look(n, now_s)) is not None:
+                self._note_alarm("records look too old to be sent: they wait, lest the clock be wrong")
+                self._held[n] = self._held[n]._replace(retry_at_s=until_s)
+                self._round.discard(n)
+        dead = [_outcome(item, "dead", reasons[item.entry[:2]]) for item in old if item.entry.partition in self._round]
+        if dead:
+            self._note_alarm(f"records went to the dead letters: {dead[0].reason}")
+            await self._write(dead, keep=True)
+        left_out = {item.entry[:2] for item in old}
+        return [item for item in items if item.entry.partition in self._round and item.entry[:2] not in left_out]
+
+    async def _despite_age(self) -> bool:
+        """Whether somebody wants this sink's retried dead letters to be sent whatever their age."""
+        return any(item.name == self.sink.name for item in await self._store.items(DESPITE_AGE))
+
+    def _pause_left_s(self) -> float:
+        now_s = self._o.clock()
+        for n, lease in self._held.items():
+            if self._ages.was_set_back(n, lease.retry_at_s, now_s):
+                self._held[n] = lease._replace(retry_at_s=0.0)
+        return super()._pause_left_s()
 
     async def _fetch(self, limit: int) -> list[Entry]:
         return await self._store.fetch(self.sink.name, sorted(self._round), limit)
@@ -130,7 +171,8 @@ class SinkWorker(Rounds):
 
     async def _search_from(self) -> tuple[list[_Item], list[list[_Item]]]:
         """New records that failed alone in earlier searches, and the parts to try now, the next one last."""
-        items, _ = _decode(await self._fetch(SEARCHED))
+        now_s = self._o.clock()
+        items = [item for item in _decode(await self._fetch(SEARCHED))[0] if not self._ages.reason(item.record, now_s)]
         known: list[_Item] = []
         fresh: list[_Item] = []
         for item in items:

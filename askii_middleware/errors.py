@@ -46,6 +46,21 @@ class SinkError(AskiiError):
     """A sink is misconfigured or refused to start."""
 
 
+class TenantSuspendedError(AskiiError):
+    """The tenant is suspended: none of its calls may begin until somebody resumes it.
+
+    Attributes:
+        tenant: who is suspended.
+        reason: what was said when it was; meant for operators, so clients are not told.
+    """
+
+    def __init__(self, tenant: str, reason: str = "") -> None:
+        why = f": {reason}" if reason else ""
+        super().__init__(f"the tenant {tenant!r} is suspended{why} (askii tenant resume lifts it)")
+        self.tenant = tenant
+        self.reason = reason
+
+
 class BudgetExceededError(AskiiError):
     """No candidate model fits every budget that applies to the call.
 
@@ -75,3 +90,7 @@ class BudgetExceededError(AskiiError):
         self.scope = scope
         self.reason: Reason = reason
         self.resets_at = datetime.fromtimestamp(min(resets_at_s, LAST_S), UTC)
+
+
+Denial = BudgetExceededError | TenantSuspendedError
+"""What an admission answers with where a call may not begin."""

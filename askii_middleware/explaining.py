@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple
 
 from .admission import Admission, BudgetState, Candidate, decide, fitting
 from .admitting import Admitted, exceeded, made_call
@@ -17,6 +18,11 @@ from .identity import Identity
 from .modes import Modes
 from .options import Option
 from .reports import Reports
+
+if TYPE_CHECKING:
+    from .errors import TenantSuspendedError
+    from .item_watch import ItemWatcher
+    from .tenants import TenantBook
 
 
 class _Told(NamedTuple):
@@ -34,6 +40,8 @@ class Explaining(Reports):
     """Mixed into `CostTracker`."""
 
     modes: Modes
+    tenants: TenantBook
+    watcher: ItemWatcher
 
     async def explain(
         self,
@@ -81,6 +89,7 @@ class Explaining(Reports):
         spec = replace(spec)  # counting the prompt changes it
         rate, mode = self.rates.current(), self.modes.of(identity.tenant)
         self.index.update(*await self.store.forms())
+        await self.watcher.look()
         self._admitter.count_early(spec, shadow=True)
         options = self._builder.options(spec, identity.tenant, lenient=mode == "shadow")
         candidates = [self._admitter.candidate(option, identity, spec) for option in options]
@@ -112,7 +121,15 @@ class Explaining(Reports):
             budgets = statuses(lines[index], candidate.matches, stored, rate)
             told.append(_tell(index, option, candidate, lines[index], budgets, now_s, admitted))
         answer = decide(candidates, lines, admitted_at_s=now_s, downgrade_at_ppm=self._admitter.downgrade_at_ppm)
-        return _summed_up(identity, spec, self.modes, answer, told, rate)
+        explanation = _summed_up(identity, spec, self.modes, answer, told, rate)
+        suspended = self.tenants.find(identity.tenant)
+        return explanation if suspended is None or mode == "off" else _refused(explanation, suspended)
+
+
+def _refused(explanation: Explanation, suspended: TenantSuspendedError) -> Explanation:
+    """What is answered to a suspended tenant, whatever its budgets say. In shadow the call is made all the same."""
+    told = replace(explanation, verdict="refused", winner=None, reason=None, deciding=None, why=str(suspended))
+    return told if told.mode == "shadow" else replace(told, called=None, hold_usd=usd(0), hold_coins=Decimal(0))
 
 
 def described_call(

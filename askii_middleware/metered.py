@@ -25,7 +25,7 @@ from .usage import Report
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
-    from .errors import BudgetExceededError
+    from .errors import Denial
     from .headers import RawHeaders
     from .identify import IdentityFailure
     from .providers.base import Api, StreamReader
@@ -112,7 +112,7 @@ class MeteredRequest(Cutting):
         self.hide_usage = False
         self.watched = tracker.meters.watches(call)
         self.was_cut = False
-        self.unanswered: BudgetExceededError | None = None
+        self.unanswered: Denial | None = None
 
     @property
     def began(self) -> bool:

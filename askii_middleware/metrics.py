@@ -101,6 +101,7 @@ class Metrics:
         )
         self._sink_events = self._counter("askii_sink_events", "Records by sink and result", "sink", "result")
         self._alerts = self._counter("askii_alerts", "Alerts by channel and result", "channel", "result")
+        self._lago_webhooks = self._counter("askii_lago_webhooks", "Webhooks of Lago by result", "type", "result")
         self._store_errors = self._counter("askii_store_errors", "Operations the store failed", "operation")
         self._unmetered = self._counter("askii_unmetered", "Requests that passed unmetered", "path_class")
         self._bypasses = self._counter(
@@ -205,6 +206,9 @@ class Metrics:
 
     def alerts(self, channel: str, result: str, count: int) -> None:
         self._alerts(channel, result).inc(count)
+
+    def lago_webhook(self, type_: str, result: str) -> None:
+        self._lago_webhooks(type_, result).inc()
 
     def store_error(self, operation: str) -> None:
         self._store_errors(operation).inc()

@@ -17,7 +17,7 @@ from .body import BodyTooLargeError, ClientLeftError, UnreadableBodyError
 from .bypass import Bypasses
 from .calls import Call, CallSpec, RequestContext, current_request, new_call_id
 from .default_tracker import get_cost_tracker
-from .errors import BudgetExceededError, ConfigurationError, StoreError, UnknownModelError
+from .errors import BudgetExceededError, ConfigurationError, Denial, StoreError, TenantSuspendedError, UnknownModelError
 from .identify import Identifier, IdentityFailure, key_directory
 from .identity import Identity
 from .intake import Intake, specify, take_in
@@ -36,6 +36,7 @@ from .refusals import (
     model_not_allowed,
     model_not_priced,
     send_refusal,
+    tenant_suspended,
     unauthorized,
     unmetered_route,
     unreadable_body,
@@ -195,15 +196,15 @@ class AskiiMiddleware:
         try:
             await self.app(scope, receive, watch_send)
         except Exception as error:
-            denied = error if isinstance(error, BudgetExceededError) else context.denied
+            denied = error if isinstance(error, Denial) else context.denied
             if began or denied is None:
                 raise
-            await self._refuse_budget(None, denied, context, new_call_id(self.tracker.clock()), send)
+            await self._refuse_denied(None, denied, context, new_call_id(self.tracker.clock()), send)
             if denied is not error:
                 raise
         else:
             if unanswered is not None:
-                await self._refuse_budget(None, unanswered, context, new_call_id(self.tracker.clock()), send)
+                await self._refuse_denied(None, unanswered, context, new_call_id(self.tracker.clock()), send)
 
     # Metered requests -----------------------------------------------------------------------------------------------
 
@@ -269,8 +270,8 @@ class AskiiMiddleware:
                     raise model_not_allowed(model, call_id)
         try:
             return await self.tracker.admit(identity, spec, call_id=call_id)
-        except BudgetExceededError as error:
-            raise self._budget_refused(error, identity, call_id) from error
+        except (BudgetExceededError, TenantSuspendedError) as error:
+            raise self._denied(error, identity, call_id) from error
         except UnknownModelError as error:
             raise model_not_priced(str(error), call_id) from error
         except StoreError as error:
@@ -317,18 +318,18 @@ class AskiiMiddleware:
             if metered.was_cut:  # whatever it makes of a client that has left
                 logger.debug("call %s: cut, and its application ended with %r", call.id, error)
                 return
-            denied = error if isinstance(error, BudgetExceededError) else context.denied
+            denied = error if isinstance(error, Denial) else context.denied
             if metered.began or denied is None:
                 await metered.broke_off()
                 raise
             await metered.close()
-            await self._refuse_budget(api, denied, context, call.id, send)
+            await self._refuse_denied(api, denied, context, call.id, send)
             if denied is not error:
                 raise
         else:
             if metered.unanswered is not None:
                 await metered.close()
-                await self._refuse_budget(api, metered.unanswered, context, call.id, send)
+                await self._refuse_denied(api, metered.unanswered, context, call.id, send)
         finally:
             await metered.close()
 
@@ -346,12 +347,14 @@ class AskiiMiddleware:
         self.tracker.metrics.refused(refused.scope_kind, refused.reason)
         await send_refusal(api, refused.refusal, send)
 
-    async def _refuse_budget(
-        self, api: Api | None, error: BudgetExceededError, context: RequestContext, call_id: str, send: Send
+    async def _refuse_denied(
+        self, api: Api | None, error: Denial, context: RequestContext, call_id: str, send: Send
     ) -> None:
-        await self._refuse(api, self._budget_refused(error, context.identity, call_id), send)
+        await self._refuse(api, self._denied(error, context.identity, call_id), send)
 
-    def _budget_refused(self, error: BudgetExceededError, identity: Identity | None, call_id: str) -> RefusedError:
+    def _denied(self, error: Denial, identity: Identity | None, call_id: str) -> RefusedError:
+        if isinstance(error, TenantSuspendedError):
+            return tenant_suspended(call_id)
         return budget_refused(
             error, call_id, identity=identity, status=self._budget_status, expose_amounts=self._expose
         )

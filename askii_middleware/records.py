@@ -8,8 +8,12 @@ import msgspec
 
 CallOutcome = Literal["completed", "client_disconnected", "upstream_error", "cut", "deferred_estimate"]
 
+# Out of the cyclic garbage collector's sight (`gc=False`): nothing in them can refer back to them, for `metadata` is a
+# copy as JSON has it. Delivery makes thousands a second; each full collection they would bring about stops the event
+# loop for 10 to 20 ms.
 
-class UsageCounts(msgspec.Struct, frozen=True, kw_only=True):
+
+class UsageCounts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens as a reader expects them: `input_tokens` and `output_tokens` are totals, the others parts of them.
     What a provider did not report is 0.
     """
@@ -23,7 +27,7 @@ class UsageCounts(msgspec.Struct, frozen=True, kw_only=True):
     audio_output_tokens: int = 0
 
 
-class Charge(msgspec.Struct, frozen=True, kw_only=True):
+class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one price bucket adds. The charges of a record sum to its `cost_nano_usd`."""
 
     bucket: str
@@ -31,8 +35,9 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     nano_usd: int
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished call. Units stand in the names; `timestamp` is the moment of admission, RFC 3339 in UTC with
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One finished call, or an adjustment: a correction by hand or by repricing, whose cost may be negative and which
+    has no tokens. Units stand in the names; `timestamp` is the moment of admission, RFC 3339 in UTC with
     milliseconds. `charges` of another model than `served_model` name it before a colon in `bucket`.
     """
 
@@ -47,6 +52,10 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     end_user: str | None = None
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}
+    reason: str | None = None
+    """Of an adjustment: why it was made."""
+    reference: str | None = None
+    """Of an adjustment: the call it corrects; None where it corrects none in particular."""
     api: str
     provider: str
     deployment: str | None = None

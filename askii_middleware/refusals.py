@@ -73,6 +73,12 @@ def unauthorized(failure: IdentityFailure, call_id: str) -> RefusedError:
     return RefusedError(refusal, "identity", failure.kind)
 
 
+def tenant_suspended(call_id: str) -> RefusedError:
+    message = "this tenant is suspended; whoever runs this service can resume it"
+    refusal = Refusal(status=403, code="tenant_suspended", message=message, call_id=call_id)
+    return RefusedError(refusal, "tenant", "suspended")
+
+
 def invalid_request(message: str, call_id: str) -> RefusedError:
     refusal = Refusal(status=400, code="invalid_request", message=message, call_id=call_id)
     return RefusedError(refusal, "request", "invalid")

@@ -18,8 +18,12 @@ from .settings import Settings, describe, limits_nothing, load_settings
 from .sockets import deny
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from .lago_signatures import FetchKey
+    from .settings_webhooks import LagoWebhookSettings
     from .tracker import CostTracker
 
 logger = logging.getLogger(__name__)
@@ -70,9 +74,42 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
     if any(table.api_key for table in tables.values()):
         inner = _known_callers_only(proxy, settings, tracker)
     routes = settings.routes.model_copy(update={"exempt": (*settings.routes.exempt, *OWN_PATHS)})
-    return AskiiMiddleware(
+    app = AskiiMiddleware(
         gateway_app(inner, ready), tracker=tracker, settings=settings.model_copy(update={"routes": routes})
     )
+    return app if settings.lago_webhooks is None else _with_webhooks(app, settings, settings.lago_webhooks, tracker)
+
+
+def _with_webhooks(app: ASGIApp, settings: Settings, table: LagoWebhookSettings, tracker: CostTracker) -> ASGIApp:
+    """`app`, with Lago's webhooks taken at their path: before the middleware, whose callers need an identity."""
+    from .lago_signatures import fetched_from  # noqa: PLC0415 - only where it is configured
+    from .lago_webhooks import LagoWebhooks  # noqa: PLC0415 - as above
+
+    public_key: str | FetchKey | None = table.public_key.get_secret_value() if table.public_key else None
+    if table.url is not None and table.api_key is not None:
+        public_key = fetched_from(table.url, table.api_key.get_secret_value())
+    webhooks = LagoWebhooks(
+        tracker,
+        hmac_key=table.hmac_key.get_secret_value() if table.hmac_key else None,
+        public_key=public_key,
+        issuer=table.issuer,
+        subscriptions=table.subscriptions or _billed_to(settings, tracker),
+        customers=table.customers,
+    )
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        mine = scope["type"] == "http" and route_path(scope) == table.path
+        await (webhooks if mine else app)(scope, receive, send)
+
+    return routed
+
+
+def _billed_to(settings: Settings, tracker: CostTracker) -> Callable[[str], Iterable[str]]:
+    """Whom the settings bill to a subscription: `[billing.subscriptions]` read backwards, and who is its own."""
+    tenants: dict[str, list[str]] = {}
+    for tenant, subscription in settings.billing.subscriptions.items():
+        tenants.setdefault(subscription, []).append(tenant)
+    return lambda id_: (*tenants.get(id_, ()), *tracker.tenants_billed_to(id_))
 
 
 def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker) -> ASGIApp:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .budgets import BudgetIndex
     from .channels.base import AlertChannel
     from .delivery import DeliveryLoop
+    from .item_watch import ItemWatcher
     from .metrics import Metrics
     from .sinks.base import Sink
     from .stores.base import Store
@@ -47,6 +48,7 @@ class Session:
     Args:
         new_delivery: makes a delivery loop for the given owner; asked at each start, because an owner is one process
             and a loop's tasks belong to one event loop.
+        watcher: follows the named values of the store for as long as the session lives.
         upkeep: what else every heartbeat does. Raises StoreError and TimeoutError.
     """
 
@@ -60,6 +62,7 @@ class Session:
         sinks: Sequence[Sink],
         channels: Sequence[AlertChannel],
         new_delivery: Callable[[str], DeliveryLoop],
+        watcher: ItemWatcher,
         hold_ttl_s: float,
         outbox_max_pending: int,
         upkeep: Callable[[], Coroutine[Any, Any, None]],
@@ -72,6 +75,7 @@ class Session:
         self._channels = tuple(channels)
         self._new_delivery = new_delivery
         self._delivery: DeliveryLoop | None = None
+        self._watcher = watcher
         self._hold_ttl_s = hold_ttl_s
         self._outbox_max_pending = outbox_max_pending
         self._upkeep = upkeep
@@ -80,6 +84,7 @@ class Session:
         self._alive_until_s = 0.0
         self._next_try_s = 0.0
         self._background: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._beating = asyncio.Lock()
         self._pid = 0
@@ -160,13 +165,15 @@ class Session:
                 if delivery is not None:
                     stack.push_async_callback(delivery.stop, 0.0)
                 stack.push_async_callback(self._end_background)
-            self.loop = self._background = None
+            self.loop = self._background = self._watching = None
 
     async def _end_background(self) -> None:
-        background, self._background = self._background, None
-        if background is not None:
-            background.cancel()
-            await asyncio.wait([background])
+        ending = [task for task in (self._background, self._watching) if task is not None]
+        self._background = self._watching = None
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
 
     def _come_here(self) -> None:
         """Belong to the running event loop. Raises RuntimeError while another one still serves this tracker."""
@@ -186,7 +193,8 @@ class Session:
         self._moved = self._moved or self.loop is not None
         self.loop = here
         self.is_ready = False
-        self._background = self._delivery = None
+        self._background = self._watching = self._delivery = None
+        self._watcher.come_here()
         self._next_try_s = 0.0
         self._opening = asyncio.Lock()
         self._beating = asyncio.Lock()
@@ -212,6 +220,8 @@ class Session:
         self._delivery = self._new_delivery(worker_name())
         self._delivery.start()
         self._tend_in_background()
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._watcher.run(), name="askii-items")
 
     def _check_patience(self) -> None:
         """Whoever queued behind a failed try gets its error, instead of a time-out of its own."""
@@ -229,6 +239,7 @@ class Session:
         await self._store.open()
         await self._beat()
         self._index.update(*await self._store.forms())
+        await self._watcher.look()  # before any call: a tenant may be suspended since long
         await self._store.register_sinks([sink.name for sink in self._sinks])
         await self._store.register_channels([lease_of(channel) for channel in self._channels])
 

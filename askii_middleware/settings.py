@@ -21,6 +21,8 @@ from ._version import __version__
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import ConfigurationError
 from .journal import journal_beside
+from .settings_billing import BillingSettings
+from .settings_sinks import SinkSettings
 from .settings_tables import (
     AlertSettings,
     BudgetItem,
@@ -33,7 +35,6 @@ from .settings_tables import (
     Seconds,
     Secret,
     Share,
-    SinkSettings,
     StoreUrl,
     Text,
     UpstreamSettings,
@@ -41,6 +42,7 @@ from .settings_tables import (
     meant,
     problems,
 )
+from .settings_webhooks import LagoWebhookSettings
 
 __all__ = [
     "Settings",
@@ -138,7 +140,9 @@ class Settings(BaseSettings):
     # Edges
     upstreams: dict[Text, UpstreamSettings] = {}
     sinks: SinkSettings = SinkSettings()
+    billing: BillingSettings = BillingSettings()
     alerts: AlertSettings = AlertSettings()
+    lago_webhooks: LagoWebhookSettings | None = None
     metrics_path: UrlPath | None = None
     metrics_port: Annotated[int, Number, Field(ge=0, le=65_535)] | None = None
     metrics_token: Secret | None = None

@@ -10,7 +10,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -249,27 +249,22 @@ class UpstreamSettings(Table):
 
 
 class LagoSettings(Table):
-    """`[sinks.lago]`; `url` with its path, which ends in `/api/v1`."""
+    """`[sinks.lago]`; `url` with its path, which ends in `/api/v1`. `events` says what is sent: coins under `code`,
+    tokens under `token_codes` (by default those of lago-agent-sdk), or both, each as a sink of its own: `lago` and
+    `lago-tokens`.
+    """
 
     url: WebUrl
     api_key: Secret
+    events: Annotated[tuple[Literal["coins", "tokens"], ...], Field(min_length=1)] = ("coins",)
     code: Text = "askii_coins"
+    token_codes: dict[Text, Text] | None = None
+    only_tenants: tuple[Text, ...] | None = None
+    properties: dict[Text, Text] = {}
+    """Constants, and fields of the record in braces: `{ env = "prod", team = "{team}" }`."""
+    max_age_s: Seconds | None = None
+    """Older records go to the dead letters: no invoice that is final takes them any more. None: Lago's to say."""
     timeout_s: Seconds = 10.0
-
-
-class LogSettings(Table):
-    """`[sinks.log]`: usage records as JSON lines."""
-
-    path: Path
-
-
-class SinkSettings(Table):
-    lago: LagoSettings | None = None
-    log: LogSettings | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class AlertSettings(Table):

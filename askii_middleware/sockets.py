@@ -19,7 +19,7 @@ from .identity import Identity
 from .keys import SECRET_PREFIX
 from .metered_socket import POLICY_VIOLATION, Admit, MeteredSocket
 from .providers.base import InvalidRequestError
-from .refusals import RefusedError, budget_refused, invalid_request, ledger_unavailable
+from .refusals import RefusedError, budget_refused, invalid_request, ledger_unavailable, tenant_suspended
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -85,10 +85,12 @@ class SocketDoor:
             await socket.close()
 
     async def _check(self, identity: Identity, call_id: str) -> None:
-        """A socket whose model is not known yet still needs somebody with anything left. Holds nothing."""
+        """A socket whose model is not known yet needs somebody who may call and has anything left. Holds nothing."""
         tracker = self._tracker
         if tracker.modes.of(identity.tenant) != "enforce":
             return
+        if tracker.tenants.find(identity.tenant) is not None:
+            raise tenant_suspended(call_id)
         try:
             lines = await tracker.budget_lines(identity.dimensions())
         except StoreError as error:

@@ -31,6 +31,7 @@ from .expectations import Expectations
 from .explaining import Explaining
 from .fallbacks import Fallbacks
 from .identity import Identity
+from .item_watch import ItemWatcher
 from .journal import Journal, journal_beside
 from .leased import LeasedStore
 from .metering import Meters
@@ -39,9 +40,11 @@ from .modes import Mode, Modes
 from .names import ModelNames
 from .options import DEFAULT_PRICE, ClampOutput, HoldPolicy, OptionBuilder
 from .pricing import ModelPrice, PriceBook, PricingConfig
+from .repricing import Repricing
 from .session import Session
 from .stores import open_store
 from .stores.base import Store
+from .tenants import Suspending, TenantBook
 from .tokens import warm as warm_tokenizer
 from .writer import LedgerWriter
 
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "sqlite:///askii.db"
 
 
-class CostTracker(Admissions, Charging, Explaining):
+class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
     """Budgets, metering and billing for one process.
 
     Args:
@@ -184,6 +187,8 @@ class CostTracker(Admissions, Charging, Explaining):
         self._subscription_of = subscription_of
         journal_path = journal_path or journal_beside(self.store.url)
         journal = Journal(journal_path, max_bytes=journal_max_bytes) if journal_path else None
+        self.watcher = ItemWatcher(self.store, answer_timeout_s=settle_timeout_s)
+        self.tenants = TenantBook(self.store, self.watcher, clock=clock)
         self.expectations = Expectations()
         self._builder = OptionBuilder(
             self.prices,
@@ -242,6 +247,7 @@ class CostTracker(Admissions, Charging, Explaining):
                 rate=self.rates.current,
                 on_alert=self.metrics.alerts,
             ),
+            watcher=self.watcher,
             hold_ttl_s=hold_ttl_s,
             outbox_max_pending=outbox_max_pending,
             upkeep=self.operations.tend,
@@ -343,7 +349,7 @@ class CostTracker(Admissions, Charging, Explaining):
             covers_request: False for side calls that are not what the request pays for.
             identity: further fields of `Identity`: `key`, `user`, `team`, `end_user`, `tags`.
 
-        Raises BudgetExceededError on entry, UnknownModelError, StoreError.
+        Raises BudgetExceededError and TenantSuspendedError on entry, UnknownModelError, StoreError.
         """
         if model is None:
             raise TypeError("track_tokens() needs a model")

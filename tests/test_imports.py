@@ -21,11 +21,11 @@ LAYERS = {
     "core": {
         *("_version", "admission", "budgets", "catalogue", "currency", "errors", "fallbacks", "identity", "models"),
         *("expectations", "model_price", "modes", "names"),
-        *("output_limits", "price", "pricing", "pricing_config", "records", "standing", "tokens", "usage"),
+        *("output_limits", "price", "pricing", "pricing_config", "records", "signing", "standing", "tokens", "usage"),
     },
     "families": {"channels", "channels.*", "providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
     "service": {
-        *("admissions", "alerts", "budget_status", "delivery_rounds", "explaining", "explanations"),
+        *("admissions", "alerts", "budget_status", "delivery_age", "delivery_rounds", "explaining", "explanations"),
         *("admitting", "block", "calls", "charging", "checks", "concluding", "counting", "decorator", "deferrals"),
         *(
             "default_tracker",
@@ -42,6 +42,8 @@ LAYERS = {
         ),
         *("kept_calls", "leased", "leased.*", "metering", "reports"),
         *("session", "settling", "tracker", "waiting", "writer"),
+        *("item_watch", "reconciler", "reconciling", "tenants"),
+        *("adjusting", "corrections", "price_again", "repricing"),
     },
     "edges": {
         *(
@@ -59,7 +61,16 @@ LAYERS = {
         ),
         *("forms", "headers", "identify", "intake", "jwt_tokens", "lifespan", "metered", "metered_socket"),
         *("cutting", "middleware", "polling", "preparing", "refusals", "sockets", "stream_gate"),
-        *("routes", "serving", "settings", "settings_tables"),
+        *(
+            "routes",
+            "serving",
+            "settings",
+            "settings_billing",
+            "settings_sinks",
+            "settings_tables",
+            "settings_webhooks",
+        ),
+        *("lago_effects", "lago_signatures", "lago_webhooks"),
     },
     "package": {""},
 }
@@ -72,7 +83,7 @@ BUILDS_FROM_SETTINGS = {("tracker", "assembly"), ("tracker", "settings"), ("defa
 MEMBERS = {
     "channels": ["callback", "email", "log", "webhook"],
     "stores": ["memory*", "postgres*", "redis*", "sqlite*"],
-    "sinks": ["lago*", "log", "memory"],
+    "sinks": ["lago*", "log", "memory", "webhook"],
     "providers": [
         *("anthropic*", "bedrock*", "cohere*", "gemini", "gemini_*", "mistral", "ollama", "openai_*", "dialects.*"),
     ],

@@ -48,6 +48,9 @@ async def spent(store: FaultyStore) -> int:
     return (await store.inner.totals()).cost_nano_usd
 
 
+TASKS = ["askii-delivery-alert:log", "askii-delivery-memory", "askii-heartbeat", "askii-items"]
+
+
 def tasks_of_ours() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("askii")]
 
@@ -61,7 +64,7 @@ async def test_starts_and_stops_are_counted_and_stopping_again_does_nothing(kind
     await tracker.start()
     await tracker.start()
     await tracker.stop()
-    assert sorted(tasks_of_ours()) == ["askii-delivery-alert:log", "askii-delivery-memory", "askii-heartbeat"]
+    assert sorted(tasks_of_ours()) == TASKS
     await use(tracker)
     await tracker.stop()
     assert tasks_of_ours() == []
@@ -78,7 +81,7 @@ async def test_a_start_during_a_stop_finds_the_ledger_open(tmp_path: Path) -> No
     tracker = make_tracker(store, clock=clock, sinks=[MemorySink()])
     await tracker.start()
     await asyncio.gather(tracker.stop(), tracker.start())
-    assert sorted(tasks_of_ours()) == ["askii-delivery-alert:log", "askii-delivery-memory", "askii-heartbeat"]
+    assert sorted(tasks_of_ours()) == TASKS
     assert tracker.loop is asyncio.get_running_loop()
     await tracker.stop()
     assert tasks_of_ours() == []

@@ -64,7 +64,7 @@ def test_an_unknown_key_is_named_wherever_it_stands(tmp_path: Path) -> None:
         "identity.source: unknown setting",
         "keys[0]: secret: unknown setting",
         "routes.includ: unknown setting",
-        "sinks.kafka: unknown setting",
+        "sinks.kafka: unknown sink: under a name of its own it needs kind = one of lago, log, webhook",
         "upstreams.a.key: unknown setting",
     ]
     assert refused(config=None, nonsense=1).count("nonsense: unknown setting") == 1

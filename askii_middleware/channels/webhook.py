@@ -5,9 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hmac
 import logging
 import ssl
 import time
@@ -19,10 +16,10 @@ import httpx
 import msgspec
 
 from askii_middleware.errors import ConfigurationError
+from askii_middleware.signing import signature, signing_key
 
 from .base import AlertError, AlertNotice
 
-PREFIX = "whsec_"
 TYPE = "budget.alert"
 
 
@@ -88,20 +85,3 @@ def _unlogged(url: httpx.URL) -> Iterator[None]:
         yield
     finally:
         log.removeFilter(keeps)
-
-
-def signing_key(secret: str) -> bytes:
-    """The bytes of a `whsec_` secret. Raises ConfigurationError, without repeating it."""
-    try:
-        key = base64.b64decode(secret.removeprefix(PREFIX), validate=True) if secret.startswith(PREFIX) else b""
-    except binascii.Error:
-        key = b""
-    if not 24 <= len(key) <= 64:
-        raise ConfigurationError("a webhook secret is whsec_ and the base64 of 24 to 64 random bytes")
-    return key
-
-
-def signature(key: bytes, id_: str, timestamp: str, body: bytes) -> str:
-    """`v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`."""
-    digest = hmac.digest(key, f"{id_}.{timestamp}.".encode() + body, "sha256")
-    return "v1," + base64.b64encode(digest).decode()

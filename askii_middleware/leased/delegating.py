@@ -18,6 +18,7 @@ from ..stores.base import (
     Lease,
     Operation,
     Outcome,
+    Place,
     Promotion,
     SpendRow,
     Store,
@@ -127,6 +128,9 @@ class DelegatingStore(Store):
         failures: int = 0,
     ) -> list[int]:
         return await self._store.acknowledge(sink, leases, outcomes, retry_at_s=retry_at_s, failures=failures)
+
+    async def places(self, sink: str) -> list[Place]:
+        return await self._store.places(sink)
 
     async def pending(self) -> dict[str, int]:
         return await self._store.pending()

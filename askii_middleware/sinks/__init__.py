@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .lago import LagoSink
     from .log import LogSink
     from .memory import MemorySink
+    from .webhook import WebhookSink
 
 __all__ = [
     "BACK_OFF",
@@ -25,11 +26,12 @@ __all__ = [
     "MemorySink",
     "Sink",
     "Verdict",
+    "WebhookSink",
     "build_sink",
 ]
 
-_MEMBERS = {"LagoSink": ".lago", "LogSink": ".log", "MemorySink": ".memory"}
-_KINDS = {"lago": "LagoSink", "log": "LogSink", "memory": "MemorySink"}
+_MEMBERS = {"LagoSink": ".lago", "LogSink": ".log", "MemorySink": ".memory", "WebhookSink": ".webhook"}
+_KINDS = {"lago": "LagoSink", "log": "LogSink", "memory": "MemorySink", "webhook": "WebhookSink"}
 
 
 def __getattr__(name: str) -> Any:
@@ -39,13 +41,13 @@ def __getattr__(name: str) -> Any:
 
 
 def build_sink(name: str, options: Mapping[str, Any]) -> Sink:
-    """The sink of a `[sinks.<name>]` table: its `type` (by default its name) is lago, log or memory, the other
+    """A sink from its name and a table: its `kind` (by default its name) is lago, log, memory or webhook, the other
     entries are the arguments. Raises ConfigurationError or SinkError.
     """
     arguments = dict(options)
-    kind = arguments.pop("type", name)
+    kind = arguments.pop("kind", name)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ConfigurationError(f"[sinks.{name}]: unknown type {kind!r}; known are {', '.join(_KINDS)}")
+        raise ConfigurationError(f"[sinks.{name}]: unknown kind {kind!r}; known are {', '.join(_KINDS)}")
     try:
         sink: Sink = __getattr__(_KINDS[kind])(**arguments, name=name)
     except TypeError as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
+from askii_middleware.errors import SinkError
 from askii_middleware.records import UsageRecord
+
+NumberFormat = Literal["string", "integer"]
 
 BACK_OFF: Final = 0.0
 """As `Delivery.pause_s`: a failure without a known end. The loop chooses the pause, longer after each one in a row."""
@@ -47,6 +50,8 @@ class Delivery(NamedTuple):
 class Sink(Protocol):
     """Receives finished records. `send` may raise: the batch is then tried again with back-off, as `suspect`.
     It may be cancelled at any await, and the same records then come again. `close` may be followed by a `send`.
+
+    A sink may also declare what `Traits` has; what it does not declare has the defaults there.
     """
 
     name: str
@@ -55,3 +60,31 @@ class Sink(Protocol):
     async def send(self, records: Sequence[UsageRecord]) -> Delivery: ...
 
     async def close(self) -> None: ...
+
+
+class Traits(NamedTuple):
+    """What a sink says of its receiver, by attributes of these names."""
+
+    number_format: NumberFormat = "string"
+    """How amounts are written."""
+    max_age_s: float | None = None
+    """The receiver refuses what is older, or bills it to a wrong month. None: any age will do."""
+    remembers_s: float | None = None
+    """How long the receiver knows a record again that it got before. None: for ever."""
+
+    @property
+    def sendable_s(self) -> float | None:
+        """How old a record may be when it is sent: beyond that it could be billed wrongly or twice."""
+        return min((age_s for age_s in (self.max_age_s, self.remembers_s) if age_s is not None), default=None)
+
+
+def traits_of(sink: Sink) -> Traits:
+    """What a sink declares. Raises SinkError for what makes no sense."""
+    declared: dict[str, Any] = {name: getattr(sink, name) for name in Traits._fields if hasattr(sink, name)}
+    traits = Traits(**declared)
+    if traits.number_format not in ("string", "integer"):
+        raise SinkError(f"number_format of sink {sink.name!r} is string or integer, not {traits.number_format!r}")
+    for name, age_s in (("max_age_s", traits.max_age_s), ("remembers_s", traits.remembers_s)):
+        if age_s is not None and not (isinstance(age_s, int | float) and age_s > 0):
+            raise SinkError(f"{name} of sink {sink.name!r} is a number of seconds above 0 or None, not {age_s!r}")
+    return traits

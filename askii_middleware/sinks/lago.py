@@ -1,106 +1,71 @@
-"""Usage records as Lago events.
-
-Facts: lago-api and lago-openapi 1.51.0 (2026-08). `POST {base}/events/batch` takes 1 to 100 events. Lago keeps the
-`transaction_id` of every event for ever, so sending the same bytes again is safe and bills once. It answers 200 to
-events that it will never bill: those of unknown subscriptions, and amounts that are not plain fixed-point decimals of
-at most 12 integer digits. Such events are refused here instead.
-"""
+"""Delivery to Lago: batches of events, and what becomes of each record by Lago's answers."""
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
 
 import httpx
-import msgspec
 
-from askii_middleware._version import __version__
 from askii_middleware.errors import SinkError
 from askii_middleware.records import UsageRecord
 
-from .base import BACK_OFF, KEPT, Delivery, Verdict
-from .lago_answers import Answer, read_answer
+from .auditing import Line
+from .base import BACK_OFF, DELIVERED, KEPT, Delivery, Verdict
+from .checking import Finding
+from .http import FAILURES, Answer, Connection, base_url, no_answer
+from .lago_answers import read_answer
+from .lago_api import LagoApi
+from .lago_audit import sent_lines, stored_lines
+from .lago_check import check_metrics, check_subscriptions
+from .lago_events import (
+    CODE,
+    COIN_PROPERTIES,
+    COINS_PROPERTY,
+    MAX_COINS,
+    TOKEN_PROPERTIES,
+    TOKENS_PROPERTY,
+    EventsOf,
+    MissingSubscriptionError,
+    UnbillableError,
+    coin_events,
+    encode_event,
+    shown,
+    token_events,
+    unix_seconds,
+    whole_coins,
+)
+from .lago_properties import Properties
+from .lago_tokens import TOKEN_CODES
+
+__all__ = [
+    "MAX_COINS",
+    "MAX_EVENTS",
+    "TOKEN_CODES",
+    "LagoSink",
+    "MissingSubscriptionError",
+    "UnbillableError",
+    "encode_event",
+    "unix_seconds",
+    "whole_coins",
+]
 
 MAX_EVENTS: Final = 100
 """Lago's bound on one batch."""
-MAX_COINS: Final = 999_999_999_999
-"""12 integer digits: larger amounts count as 0 in Lago's ClickHouse store."""
+MAX_CODE_CHARS: Final = 255
 NO_SUBSCRIPTION: Final = (
     "records without a subscription cannot be billed and were put with the dead letters: name one for every tenant"
 )
-_MAX_ANSWER_BYTES = 1 << 20
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-_encode = msgspec.json.Encoder().encode
+_JSON: Final = {"content-type": "application/json"}
 
 RecordExternal = Callable[[str, int, str], Awaitable[None]]
 """Puts `(external_subscription_id, coins, call_id)` into the ledger and the outbox."""
 
 
-class UnbillableError(SinkError, ValueError):
-    """A record or amount that Lago would accept and never bill, or that would break the batch it is in."""
-
-
-class MissingSubscriptionError(UnbillableError):
-    """A record that names nobody to bill."""
-
-
-def encode_event(record: UsageRecord, code: str = "askii_coins") -> bytes:
-    """The event of a record as JSON: always the same bytes for the same record. Raises UnbillableError."""
-    if not record.subscription.strip():
-        raise MissingSubscriptionError("no subscription to bill")
-    if not 0 <= record.askii_coins <= MAX_COINS:
-        raise UnbillableError(f"{record.askii_coins} coins: Lago bills 0 to {MAX_COINS} per event")
-    if not record.call_id or "\0" in record.call_id + record.subscription + record.served_model:
-        raise UnbillableError("an empty call id, or a NUL character, which would break the whole batch")
-    return _encode(
-        {
-            "transaction_id": record.call_id,
-            "external_subscription_id": record.subscription,
-            "code": code,
-            "timestamp": unix_seconds(record.timestamp),
-            "properties": {
-                "askii_coins": str(record.askii_coins),
-                "call_id": record.call_id,
-                "model": record.served_model,
-                "input_tokens": str(record.usage.input_tokens),
-                "output_tokens": str(record.usage.output_tokens),
-            },
-        }
-    )
-
-
-def unix_seconds(timestamp: str) -> str:
-    """RFC 3339 to Unix seconds with three decimals, cut (not rounded) to milliseconds. Raises UnbillableError."""
-    try:
-        moment = datetime.fromisoformat(timestamp)
-        milliseconds = (moment - _EPOCH) // _MILLISECOND
-    except (ValueError, TypeError):
-        raise UnbillableError(f"timestamp {timestamp[:64]!r} is not RFC 3339 with an offset") from None
-    if milliseconds < 0:
-        raise UnbillableError(f"timestamp {timestamp!r} lies before 1970")
-    return f"{milliseconds // 1000}.{milliseconds % 1000:03d}"
-
-
-def whole_coins(cost: float) -> int:
-    """An amount that can be billed as it is: finite, whole, 0 to 12 digits. Raises UnbillableError (a ValueError)."""
-    try:
-        # False for NaN, and never reaches `int` with an infinity.
-        billable = not isinstance(cost, bool) and 0 <= cost <= MAX_COINS and cost == int(cost)
-    except ArithmeticError:  # Decimal("NaN") has no order
-        billable = False
-    if not billable:
-        raise UnbillableError(f"cost {cost!r}: Lago is sent whole coins from 0 to {MAX_COINS}")
-    return int(cost)
-
-
 class _Event(NamedTuple):
     place: int
+    """Of its record in the batch of records."""
     transaction_id: str
     body: bytes
 
@@ -108,22 +73,42 @@ class _Event(NamedTuple):
 class LagoSink:
     """Sends records to Lago in batches, in their order, one request at a time.
 
+    It sends one shape of events. Who wants both has two sinks, each with its own place in the outbox, so that trouble
+    with the one never holds up the other.
+
     Args:
         url: the API's base with its path, such as `https://lago.example.com/api/v1`.
         api_key: a Lago API key. It appears in the `Authorization` header only.
-        code: the billable metric; its aggregated property is `askii_coins`.
+        events: `coins`, one event for each record, or `tokens`, one for each kind of tokens in it.
+        code: of `coins`, the billable metric; it sums the property `askii_coins`.
+        token_codes: of `tokens`, the billable metrics by kind, which sum the property `value`; kinds without a code
+            are not sent. Default: those of lago-agent-sdk (`TOKEN_CODES`).
+        only_tenants: bill these only; what others use counts as delivered.
+        properties: further properties of every event: constants, and fields of the record in braces, such as
+            `{"env": "prod", "team": "{team}", "project": "{metadata.project}"}`.
         timeout_s: for one request as a whole. A `send` needs up to twice that.
+        max_age_s: older records go to the dead letters; None: Lago takes any age, though no invoice that is final.
         client: to share connections or set certificates; it stays open when the sink closes.
+        max_batch: how many records to take at once.
         clock: Unix seconds, to read the dates in answers.
     """
+
+    number_format: Literal["string"] = "string"
+    remembers_s: float | None = None
+    """Lago keeps transaction ids for ever."""
 
     def __init__(
         self,
         url: str,
         api_key: str,
         *,
-        code: str = "askii_coins",
+        events: Literal["coins", "tokens"] = "coins",
+        code: str = CODE,
+        token_codes: Mapping[str, str] | None = None,
+        only_tenants: Collection[str] | None = None,
+        properties: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
+        max_age_s: float | None = None,
         client: httpx.AsyncClient | None = None,
         name: str = "lago",
         max_batch: int = MAX_EVENTS,
@@ -131,29 +116,30 @@ class LagoSink:
     ) -> None:
         self.name = name
         self.max_batch = max_batch
-        self.code = code
+        self.max_age_s = max_age_s
         self.timeout_s = timeout_s
-        self.url = _base_url(url)
-        if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-            # A transport would quote a malformed header in its error; this message does not.
-            raise SinkError("the Lago API key is empty or has characters that no header can carry")
+        self.events = events
+        self._connection = Connection(
+            base_url(url, what="the Lago URL", example="https://lago.example.com/api/v1"),
+            api_key,
+            what="the Lago API key",
+            timeout_s=timeout_s,
+            client=client,
+        )
         if not 1 <= max_batch <= MAX_EVENTS:
             raise SinkError(f"max_batch {max_batch}: Lago takes 1 to {MAX_EVENTS} events at once")
-        self._headers = {
-            "authorization": f"Bearer {api_key}",
-            "content-type": "application/json",
-            "user-agent": f"askii-middleware/{__version__}",
-        }
-        self._given_client = client
-        self._client: httpx.AsyncClient | None = None
-        # Loading certificates takes tens of milliseconds: at construction, not on the event loop. A context without
-        # any trusts nobody, and plain http never asks it.
-        secure = client is None and self.url.startswith("https:")
-        self._tls = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if isinstance(only_tenants, str):
+            raise SinkError(f"only_tenants is a list of names, not the text {shown(only_tenants)}")
+        self._only_tenants = None if only_tenants is None else frozenset(only_tenants)
+        self._metrics, self._events_of = _shape(events, code, token_codes, properties)
         self._clock = clock
         self._record_external: RecordExternal | None = None
-        self._at_once = max_batch
+        self._at_once = MAX_EVENTS
         """How many events a request may have at present: halved when it was too large, doubled when it went well."""
+
+    @property
+    def url(self) -> str:
+        return self._connection.url
 
     def __repr__(self) -> str:
         return f"LagoSink(url={self.url!r}, name={self.name!r})"
@@ -167,35 +153,61 @@ class LagoSink:
 
         Raises:
             ValueError: `cost` is not a whole number of coins from 0 to 12 digits, or an id is empty or has a NUL.
-            SinkError: no tracker carries this sink.
+            SinkError: no tracker carries this sink, or it would not bill these coins.
         """
         coins = whole_coins(cost)
-        if not external_subscription_id.strip() or not call_id or "\0" in external_subscription_id + call_id:
-            raise UnbillableError("external_subscription_id and call_id must not be empty nor contain NUL")
+        for text in (external_subscription_id, call_id):
+            if not isinstance(text, str) or not text.strip() or "\0" in text:
+                raise UnbillableError("external_subscription_id and call_id are texts, not empty and without NUL")
+        if self.events != "coins":
+            raise SinkError("this LagoSink sends tokens; coins are sent by one with events='coins'")
+        if self._only_tenants is not None and external_subscription_id not in self._only_tenants:
+            raise SinkError(f"only_tenants leaves out {shown(external_subscription_id)}: it would never be billed")
         if self._record_external is None:
             raise SinkError("this LagoSink is not bound: give it to a tracker, CostTracker(sinks=[sink]), and start it")
         await self._record_external(external_subscription_id, coins, call_id)
 
+    def api(self) -> LagoApi:
+        """A reader of what Lago has, over the same connection."""
+        return LagoApi(self._connection, clock=self._clock)
+
+    async def check(self, subscriptions: Mapping[str, str]) -> list[Finding]:
+        """What Lago would take and never bill: metrics that are missing or made otherwise, and subscriptions it does
+        not know. `subscriptions` are the external ids by tenant.
+        """
+        api = self.api()
+        found = await check_metrics(api, self._metrics)
+        if not found or found[0].result == "unreachable":
+            return found
+        billed = {t: s for t, s in subscriptions.items() if self._only_tenants is None or t in self._only_tenants}
+        return found + await check_subscriptions(api, billed)
+
+    def lines_of(self, record: UsageRecord) -> list[Line]:
+        """What a record comes to, for reconciliation. Raises UnbillableError."""
+        if self._only_tenants is not None and record.tenant not in self._only_tenants:
+            return []
+        return sent_lines(self._events_of(record), self._metrics)
+
+    def lines(
+        self, subscription: str | None = None, *, from_s: float | None = None, to_s: float | None = None
+    ) -> AsyncIterator[Line]:
+        """What Lago has of this sink's metrics. Raises LagoApiError."""
+        return stored_lines(self.api(), self._metrics, subscription, from_s, to_s)
+
     async def send(self, records: Sequence[UsageRecord]) -> Delivery:
-        verdicts = [KEPT] * len(records)
-        todo: list[_Event] = []
-        alarm = ""
-        for index, record in enumerate(records):
-            try:
-                todo.append(_Event(index, record.call_id, encode_event(record, self.code)))
-            except UnbillableError as error:
-                verdicts[index] = Verdict("rejected", str(error))
-                if isinstance(error, MissingSubscriptionError):
-                    alarm = NO_SUBSCRIPTION
+        """A record is delivered once all its events are, and rejected if any is; the others are sent all the same."""
+        turn = _Turn(len(records))
+        for place, record in enumerate(records):
+            self._begin(turn, place, record)
         started_s = time.monotonic()
         # Every turn settles an event or halves the request. What is left when the time is up keeps its place.
-        while todo and time.monotonic() - started_s < self.timeout_s:
-            batch = self._take(todo)
+        while turn.todo and time.monotonic() - started_s < self.timeout_s:
+            batch = turn.take(self._at_once)
             answer = await self._post(batch)
             if answer.pause_s is not None:
-                for event in todo:
-                    verdicts[event.place] = Verdict("again", answer.reason)
-                return Delivery(tuple(verdicts), answer.pause_s, answer.alarm or alarm, answer.suspect)
+                for event in turn.todo:
+                    turn.verdicts[event.place] = Verdict("again", answer.reason)
+                return Delivery(tuple(turn.verdicts), answer.pause_s, answer.alarm or turn.alarm, answer.suspect)
             settled = answer.verdicts
             if answer.split:
                 if len(batch) > 1:
@@ -203,78 +215,93 @@ class LagoSink:
                     continue
                 settled = {0: Verdict("rejected", answer.split)}
             elif len(batch) >= self._at_once:
-                self._at_once = min(self.max_batch, self._at_once * 2)
-            for index, verdict in settled.items():
-                verdicts[batch[index].place] = verdict
-            done = {batch[index].place for index in settled}
-            todo = [event for event in todo if event.place not in done]
-        if todo and all(verdict is KEPT for verdict in verdicts):  # nothing but refusals of a slow receiver
-            return Delivery((Verdict("again", "time was up"),) * len(records), BACK_OFF, alarm)
-        return Delivery(tuple(verdicts), alarm=alarm)
+                self._at_once = min(MAX_EVENTS, self._at_once * 2)
+            turn.settle(batch, settled)
+        if turn.todo and all(verdict is KEPT for verdict in turn.verdicts):  # only refusals of a slow receiver
+            return Delivery((Verdict("again", "time was up"),) * len(records), BACK_OFF, turn.alarm)
+        return Delivery(tuple(turn.verdicts), alarm=turn.alarm)
 
-    def _take(self, todo: list[_Event]) -> list[_Event]:
-        """The next request's events. No request has one transaction id twice: Lago would roll it back."""
-        batch: dict[str, _Event] = {}
-        for event in todo:
-            batch.setdefault(event.transaction_id, event)
-            if len(batch) == self._at_once:
-                break
-        return list(batch.values())
+    def _begin(self, turn: _Turn, place: int, record: UsageRecord) -> None:
+        if self._only_tenants is not None and record.tenant not in self._only_tenants:
+            turn.verdicts[place] = DELIVERED
+            return
+        try:
+            events = self._events_of(record)
+        except UnbillableError as error:
+            turn.verdicts[place] = Verdict("rejected", str(error))
+            if isinstance(error, MissingSubscriptionError):
+                turn.alarm = NO_SUBSCRIPTION
+            return
+        turn.open[place] = len(events)
+        turn.todo += [_Event(place, *event) for event in events]
+        if not events:
+            turn.verdicts[place] = DELIVERED
 
     async def _post(self, batch: list[_Event]) -> Answer:
         body = b'{"events":[' + b",".join([event.body for event in batch]) + b"]}"
-        client = self._given_client or self._client
-        if client is None:
-            client = self._client = httpx.AsyncClient(verify=self._tls, timeout=self.timeout_s)
         try:
-            async with (
-                asyncio.timeout(self.timeout_s),
-                client.stream(
-                    "POST",
-                    f"{self.url}/events/batch",
-                    content=body,
-                    headers=self._headers,
-                    follow_redirects=False,
-                ) as response,
-            ):
-                text = await _read(response)
-                return read_answer(response.status_code, response.headers, text, events=len(batch), now_s=self._clock())
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            return Answer(pause_s=BACK_OFF, reason=_describe(error))
-        except (httpx.RequestError, TimeoutError) as error:
-            # The receiver had the bytes, or part of them. Whether it kept them, its answer to the same bytes says.
-            return Answer(pause_s=BACK_OFF, reason=_describe(error), suspect=True)
+            reply = await self._connection.request("POST", "/events/batch", content=body, headers=_JSON)
+        except FAILURES as error:
+            return no_answer(error)
+        return read_answer(reply.status, reply.headers, reply.body, events=len(batch), now_s=self._clock())
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._connection.close()
 
 
-def _base_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or "@" in parts.netloc or "?" in url or "#" in url or not url.isprintable() or " " in url:
-        # Not quoted: it may have a password in it.
-        raise SinkError(
-            "the Lago URL must be http(s)://host/path without user, query or fragment, such as "
-            "https://lago.example.com/api/v1"
-        )
-    return url.rstrip("/")
+class _Turn:
+    """One `send`: the events still to be settled and what is known of each record."""
+
+    def __init__(self, records: int) -> None:
+        self.verdicts = [KEPT] * records
+        self.open = [0] * records
+        """How many events of each record are not settled."""
+        self.todo: list[_Event] = []
+        self.alarm = ""
+        self._refused: dict[int, Verdict] = {}
+
+    def take(self, most: int) -> list[_Event]:
+        """The next request's events. No request has one transaction id twice: Lago would roll it back."""
+        batch: dict[str, _Event] = {}
+        for event in self.todo:
+            batch.setdefault(event.transaction_id, event)
+            if len(batch) == most:
+                break
+        return list(batch.values())
+
+    def settle(self, batch: list[_Event], verdicts: Mapping[int, Verdict]) -> None:
+        done = set()
+        for index, verdict in verdicts.items():
+            event = batch[index]
+            done.add(id(event))
+            if verdict.result == "rejected":
+                self._refused.setdefault(event.place, verdict)
+            self.open[event.place] -= 1
+            if not self.open[event.place]:
+                self.verdicts[event.place] = self._refused.get(event.place, DELIVERED)
+        self.todo = [event for event in self.todo if id(event) not in done]
 
 
-async def _read(response: httpx.Response) -> bytes:
-    """The body up to 1 MiB: no answer of Lago's comes near."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) >= _MAX_ANSWER_BYTES:
-            break
-    return bytes(body)
+def _shape(
+    events: str, code: str, token_codes: Mapping[str, str] | None, properties: Mapping[str, str] | None
+) -> tuple[dict[str, str], EventsOf]:
+    """The metrics, each with the property it sums, and the maker of events. Raises SinkError."""
+    if events == "coins":
+        _check_code(code)
+        extra = Properties(properties, reserved=COIN_PROPERTIES) if properties else None
+        return {code: COINS_PROPERTY}, coin_events(code, extra)
+    if events != "tokens":
+        raise SinkError(f'events {shown(events)}: a LagoSink sends "coins" or "tokens"')
+    codes = TOKEN_CODES if token_codes is None else dict(token_codes)
+    unknown = sorted(set(codes) - set(TOKEN_CODES))
+    if unknown or not codes or len(set(codes.values())) < len(codes):
+        raise SinkError(f"token_codes: a code of its own for some of {', '.join(TOKEN_CODES)}; not {unknown}")
+    for each in codes.values():
+        _check_code(each)
+    extra = Properties(properties, reserved=TOKEN_PROPERTIES) if properties else None
+    return dict.fromkeys(codes.values(), TOKENS_PROPERTY), token_events(codes, extra)
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _check_code(code: str) -> None:
+    if not code.strip() or len(code) > MAX_CODE_CHARS or "\0" in code:
+        raise SinkError(f"code {shown(code)}: a billable metric's code has 1 to {MAX_CODE_CHARS} characters, no NUL")

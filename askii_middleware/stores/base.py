@@ -32,6 +32,7 @@ from .rows import (
     Lease,
     Operation,
     Outcome,
+    Place,
     Promotion,
     Settled,
     Settlement,
@@ -62,6 +63,7 @@ __all__ = [
     "Lease",
     "Operation",
     "Outcome",
+    "Place",
     "Promotion",
     "Settled",
     "Settlement",
@@ -359,6 +361,10 @@ class Store(ABC):
     @abstractmethod
     async def retry_dead(self, sink: str) -> int:
         """Make a sink's dead letters due again; how many."""
+
+    @abstractmethod
+    async def places(self, sink: str) -> list[Place]:
+        """Who delivers to a sink, and how it goes, by partition."""
 
     # Alerts ---------------------------------------------------------------------------------------------------------
 

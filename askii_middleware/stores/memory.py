@@ -33,6 +33,7 @@ from .base import (
     Lease,
     Operation,
     Outcome,
+    Place,
     Promotion,
     Settled,
     Settlement,
@@ -243,6 +244,9 @@ class MemoryStore(Store):
 
     async def retry_dead(self, sink: str) -> int:
         return self._outbox.retry_dead(sink, self._clock())
+
+    async def places(self, sink: str) -> list[Place]:
+        return self._outbox.places(sink)
 
     # Alerts ---------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from itertools import islice
 import msgspec
 
 from ..errors import StoreError
-from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome, partition_of
+from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome, Place, partition_of
 from .rules import check_outcomes, due_again
 from .sharing import hand_of, share_of
 
@@ -238,6 +238,12 @@ class MemoryOutbox:
         for aside in dead:
             aside.state, aside.due_s = "again", now_s
         return len(dead)
+
+    def places(self, name: str) -> list[Place]:
+        return [
+            Place(partition, place.owner, place.lease_until_s, place.retry_at_s, place.failures)
+            for partition, place in enumerate(self._sink(name).places)
+        ]
 
 
 def _entry(stored: _Stored, attempts: int) -> Entry:

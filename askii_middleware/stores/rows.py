@@ -131,6 +131,18 @@ class Lease(NamedTuple):
     """How many sends in a row have failed."""
 
 
+class Place(NamedTuple):
+    """Who delivers one partition of the tenants to one sink, and how it goes, for people to read."""
+
+    partition: int
+    owner: str | None
+    """Who had the lease last."""
+    lease_until_s: float
+    """Until then it is that owner's."""
+    retry_at_s: float
+    failures: int
+
+
 class SpendRow(NamedTuple):
     """Aggregated spend of one scope on one model and provider."""
 

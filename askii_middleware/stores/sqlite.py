@@ -30,6 +30,7 @@ from .base import (
     Lease,
     Operation,
     Outcome,
+    Place,
     Promotion,
     Settled,
     Settlement,
@@ -251,6 +252,9 @@ class SQLiteStore(Store):
 
     async def retry_dead(self, sink: str) -> int:
         return await self._db.write_aside(lambda db: outbox.retry_dead(db, sink, self._clock()))
+
+    async def places(self, sink: str) -> list[Place]:
+        return await self._db.read_aside(lambda db: outbox.places(db, sink))
 
     # Alerts ---------------------------------------------------------------------------------------------------------
 

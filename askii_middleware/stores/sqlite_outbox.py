@@ -11,7 +11,7 @@ from itertools import count, islice
 from typing import NamedTuple
 
 from ..errors import StoreError
-from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome
+from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome, Place
 from .rules import check_outcomes, due_again
 from .sharing import hand_of, share_of
 from .sqlite_sql import SQL
@@ -164,3 +164,11 @@ def retry_dead(db: sqlite3.Connection, name: str, now_s: float) -> int:
     """See `Store.retry_dead`."""
     find_sink(db, name)
     return db.execute(SQL["retry_dead"], (name, now_s)).rowcount
+
+
+def places(db: sqlite3.Connection, name: str) -> list[Place]:
+    """See `Store.places`."""
+    return [
+        Place(place.partition, place.owner, place.lease_until_s, place.retry_at_s, place.failures)
+        for place in sorted(find_sink(db, name))
+    ]

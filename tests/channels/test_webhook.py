@@ -16,8 +16,8 @@ import pytest
 
 from askii_middleware.channels import WebhookChannel
 from askii_middleware.channels.base import AlertError
-from askii_middleware.channels.webhook import signature, signing_key
 from askii_middleware.errors import ConfigurationError
+from askii_middleware.signing import signature, signing_key
 
 from ..support.servers import serving
 from .support import NOW_S, notice

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askii_middleware.sinks.base import BACK_OFF, DELIVERED, Verdict
-from askii_middleware.sinks.lago_answers import Answer, asked_wait_s, read_answer
+from askii_middleware.sinks.http import Answer, asked_wait_s
+from askii_middleware.sinks.lago_answers import read_answer
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.just(["value_already_exist"]),

@@ -24,6 +24,7 @@ from askii_middleware.sinks.lago import LagoSink
 from askii_middleware.stores.base import Store
 
 from .support import API_KEY, SPEC, FakeClock, drain, put, record, worker_for
+from .test_lago_tokens import tokens
 
 VERSION = "5.14.2"
 
@@ -80,12 +81,17 @@ async def answers() -> list[httpx.Response]:
     return []
 
 
-@pytest.fixture
-async def sink(prism: str, answers: list[httpx.Response]) -> AsyncIterator[LagoSink]:
+def client_keeping(answers: list[httpx.Response]) -> httpx.AsyncClient:
     async def keep(response: httpx.Response) -> None:
+        await response.aread()
         answers.append(response)
 
-    async with httpx.AsyncClient(event_hooks={"response": [keep]}) as client:
+    return httpx.AsyncClient(event_hooks={"response": [keep]})
+
+
+@pytest.fixture
+async def sink(prism: str, answers: list[httpx.Response]) -> AsyncIterator[LagoSink]:
+    async with client_keeping(answers) as client:
         yield LagoSink(prism, API_KEY, client=client)
 
 
@@ -104,6 +110,30 @@ async def test_point_01_prism_finds_no_violation_in_any_request(
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     assert [violations(answer) for answer in answers] == [[], [], []]
     assert await store.pending() == {"lago": 0}
+
+
+async def test_point_01_prism_finds_no_violation_in_token_events_with_properties(
+    prism: str, answers: list[httpx.Response]
+) -> None:
+    async with client_keeping(answers) as client:
+        properties = {"env": "prod", "team": "{team}"}
+        sink = LagoSink(prism, API_KEY, events="tokens", properties=properties, client=client)
+        assert (await sink.send([tokens(n) for n in range(30)])).verdicts == (DELIVERED,) * 30
+    assert [violations(answer) for answer in answers] == [[], []]
+
+
+async def test_point_28_a_listing_is_asked_for_and_read_as_the_spec_has_it(
+    prism: str, answers: list[httpx.Response]
+) -> None:
+    async with client_keeping(answers) as client:
+        api = LagoSink(prism, API_KEY, client=client).api()
+        listed = api.events("acme", "askii_coins", from_s=1_767_225_600.0, to_s=1_767_225_660.25)
+        event = await anext(listed)
+        await listed.aclose()
+    assert [violations(answer) for answer in answers] == [[]]
+    assert answers[0].request.url.params["timestamp_to"] == "2026-01-01T00:01:00.250Z"
+    shown = answers[0].json()["events"][0]
+    assert event._asdict() == {name: shown[name] for name in event._fields}
 
 
 async def test_prism_would_find_one(prism: str) -> None:

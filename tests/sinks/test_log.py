@@ -73,12 +73,21 @@ async def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
 async def test_with_fsync_a_batch_is_on_the_disk_before_it_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    synced: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd).st_ino, os.fstat(fd).st_size)))
     sink = LogSink(tmp_path / "usage.jsonl", fsync=True)
-    await sink.send([record(1)])
+    sizes = []
+    for n in range(2):
+        await sink.send([record(n)])
+        sizes.append((tmp_path / "usage.jsonl").stat().st_size)
     await sink.close()
-    assert synced == [(tmp_path / "usage.jsonl").stat().st_size]
+    file, folder = (tmp_path / "usage.jsonl").stat().st_ino, tmp_path.stat().st_ino
+    # A file that is new has its name on the disk, too.
+    assert [(inode, size if inode == file else None) for inode, size in synced] == [
+        (file, sizes[0]),
+        (folder, None),
+        (file, sizes[1]),
+    ]
 
 
 async def test_a_file_that_cannot_be_written_holds_the_records_with_an_alarm(tmp_path: Path) -> None:

@@ -10,28 +10,31 @@ import pytest
 
 import askii_middleware.sinks as family
 from askii_middleware.errors import ConfigurationError, SinkError
-from askii_middleware.sinks import LagoSink, LogSink, MemorySink, Sink, build_sink
+from askii_middleware.sinks import LagoSink, LogSink, MemorySink, Sink, WebhookSink, build_sink
 
 from .support import record
 
 
-def test_sinks_are_built_from_their_settings_by_name_or_type(tmp_path: Path) -> None:
+def test_sinks_are_built_from_their_settings_by_name_or_kind(tmp_path: Path) -> None:
     lago = build_sink("lago", {"url": "https://lago.example.com/api/v1", "api_key": "k", "timeout_s": 3.0})
     assert isinstance(lago, LagoSink)
     assert (lago.name, lago.timeout_s, lago.max_batch) == ("lago", 3.0, 100)
-    log = build_sink("audit", {"type": "log", "path": str(tmp_path / "a.jsonl"), "fsync": True})
+    log = build_sink("audit", {"kind": "log", "path": str(tmp_path / "a.jsonl"), "fsync": True})
     assert isinstance(log, LogSink)
     assert (log.name, log.fsync) == ("audit", True)
     memory = build_sink("memory", {})
     assert isinstance(memory, MemorySink)
-    assert all(isinstance(sink, Sink) for sink in (lago, log, memory))
+    webhook = build_sink("meter", {"kind": "webhook", "url": "https://h.example.com/events", "type": "llm.call"})
+    assert isinstance(webhook, WebhookSink)
+    assert webhook.name == "meter"
+    assert all(isinstance(sink, Sink) for sink in (lago, log, memory, webhook))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "error", "says"),
     [
-        ("kafka", {}, ConfigurationError, r"\[sinks.kafka\]: unknown type 'kafka'; known are lago, log, memory"),
-        ("x", {"type": ["log"]}, ConfigurationError, r"unknown type \['log'\]"),
+        ("kafka", {}, ConfigurationError, r"\[sinks.kafka\]: unknown kind 'kafka'; .* lago, log, memory, webhook"),
+        ("x", {"kind": ["log"]}, ConfigurationError, r"unknown kind \['log'\]"),
         ("lago", {"url": "https://h/api/v1"}, ConfigurationError, r"\[sinks.lago\]: .*'api_key'"),
         ("lago", {"url": "https://h/v1", "api_key": "k", "uri": 1}, ConfigurationError, "unexpected .*'uri'"),
         ("lago", {"url": "h", "api_key": "k"}, SinkError, "the Lago URL must be"),

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from askii_middleware.stores.base import PARTITIONS, Lease, partition_of
+from askii_middleware.errors import StoreError
+from askii_middleware.stores.base import PARTITIONS, Lease, Place, partition_of
 
 from .support import ACME, NOON_S, Client, again, delivered
 
@@ -231,3 +232,15 @@ async def test_the_back_off_passes_on_with_the_partition(outbox: Client) -> None
     await store.lease("s", "one", 0)
     passed = await store.lease("s", "two", 30)
     assert passed == [Lease(n, 2, NOON_S + 99 if n == 3 else 0, 4 if n == 3 else 0) for n in range(PARTITIONS)]
+
+
+async def test_places_tell_who_delivers_and_when_it_goes_on(client: Client) -> None:
+    await client.store.register_sinks(["s"])
+    assert await client.store.places("s") == [Place(n, None, 0.0, 0.0, 0) for n in range(PARTITIONS)]
+    leases = await client.store.lease("s", "me", 60)
+    await client.store.acknowledge("s", leases[:1], [], retry_at_s=NOON_S + 5, failures=2)
+    first, *others = await client.store.places("s")
+    assert first == Place(0, "me", NOON_S + 60, NOON_S + 5, 2)
+    assert others == [Place(n, "me", NOON_S + 60, 0.0, 0) for n in range(1, PARTITIONS)]
+    with pytest.raises(StoreError, match="not registered"):
+        await client.store.places("unknown")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..base import CHANNEL_PREFIX, DeadLetter, Entry, Lease, Outcome
+from ..base import CHANNEL_PREFIX, DeadLetter, Entry, Lease, Outcome, Place
 from ..rules import check_outcomes, check_sinks
 from .engine import Engine
 
@@ -14,6 +14,7 @@ _encode = msgspec.json.Encoder().encode
 _decode_leases = msgspec.json.Decoder(list[Lease]).decode
 _decode_entries = msgspec.json.Decoder(list[tuple[int, int, str, str, int, msgspec.Raw]]).decode
 _decode_dead = msgspec.json.Decoder(list[tuple[int, int, str, str, str, int, float, float, msgspec.Raw]]).decode
+_decode_places = msgspec.json.Decoder(list[Place]).decode
 _decode_partitions = msgspec.json.Decoder(list[int]).decode
 _decode_pending = msgspec.json.Decoder(dict[str, int]).decode
 
@@ -65,3 +66,6 @@ class PostgresOutbox(Engine):
 
     async def retry_dead(self, sink: str) -> int:
         return int(await self._call("retry_dead", sink, self._now()))
+
+    async def places(self, sink: str) -> list[Place]:
+        return _decode_places(await self._call("sink_places", sink))

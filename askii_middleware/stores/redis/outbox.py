@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ...errors import StoreError
-from ..base import CHANNEL_PREFIX, PARTITIONS, DeadLetter, Entry, Lease, Outcome
+from ..base import CHANNEL_PREFIX, PARTITIONS, DeadLetter, Entry, Lease, Outcome, Place
 from ..rules import check_outcomes, check_sinks
 from .base import RedisBase
 from .wire import Part, text
@@ -72,6 +72,12 @@ class RedisOutbox(RedisBase):
 
     async def retry_dead(self, sink: str) -> int:
         return int(await self._of_sink("retry_dead", sink, ()))
+
+    async def places(self, sink: str) -> list[Place]:
+        return [
+            Place(partition, text(owner) or None, float(until_s), float(retry_at_s), int(failures))
+            for partition, (owner, until_s, retry_at_s, failures) in enumerate(await self._of_sink("places", sink, ()))
+        ]
 
     async def _of_sink(self, script: str, sink: str, args: Sequence[Part]) -> Any:
         return _known(await self._run(script, (sink, *args)), sink)

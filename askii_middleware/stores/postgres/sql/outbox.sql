@@ -256,3 +256,15 @@ BEGIN
     RETURN v_count;
 END
 $$;
+
+-- Who delivers to a sink, as [[partition, owner, until_s, retry_at_s, failures], ...].
+CREATE OR REPLACE FUNCTION sink_places(p_sink text) RETURNS json
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM check_sink(p_sink);
+    RETURN (
+        SELECT json_agg(json_build_array(partition, owner, until_s, retry_at_s, failures) ORDER BY partition)
+        FROM places WHERE sink = p_sink
+    );
+END
+$$;

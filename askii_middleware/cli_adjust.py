@@ -1,0 +1,141 @@
+"""`askii adjust` and `askii reprice`: corrections of what was charged."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+from .cli import show
+from .currency import nano_to_usd_text
+from .errors import ConfigurationError
+from .repricing import Repriced
+from .settings import load_settings
+from .tracker import CostTracker
+
+
+async def run_action(action: str, arguments: argparse.Namespace) -> int:
+    """Open the configured ledger, correct, close it."""
+    settings = load_settings(arguments.config)
+    if settings.store.startswith("memory://"):
+        raise ConfigurationError("store: memory:// lives inside one running process; this command cannot reach it")
+    tracker = CostTracker.from_settings(settings)
+    await tracker.store.open()
+    try:
+        return await _ACTIONS[action](tracker, arguments)
+    finally:
+        await tracker.store.close()
+
+
+async def _adjust(tracker: CostTracker, arguments: argparse.Namespace) -> int:
+    try:
+        done = await tracker.write_adjustment(
+            arguments.tenant,
+            arguments.usd,
+            reason=arguments.reason,
+            ref=arguments.ref,
+            adjustment_id=arguments.id,
+            allow_beyond=arguments.force,
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"adjust: {error}") from None
+    record = done.record
+    show(
+        {
+            "id": done.adjustment_id,
+            "call_id": record.call_id,
+            "tenant": record.tenant,
+            "subscription": record.subscription,
+            "usd": nano_to_usd_text(record.cost_nano_usd),
+            "askii_coins": record.askii_coins,
+            "reason": record.reason,
+            "reference": record.reference,
+            "timestamp": record.timestamp,
+            "repeated": done.repeated,
+        },
+        as_json=arguments.json,
+    )
+    if done.repeated:
+        print("askii: this was done before, so nothing was changed; another --id does it once more", file=sys.stderr)
+    return 0
+
+
+async def _reprice(tracker: CostTracker, arguments: argparse.Namespace) -> int:
+    since = _moment("--since", arguments.since)
+    until = None if arguments.until is None else _moment("--until", arguments.until)
+    with _progress() as on_progress:
+        done = await tracker.write_repricing(
+            arguments.model,
+            since=since,
+            until=until,
+            tenant=arguments.tenant,
+            dry_run=arguments.dry_run,
+            on_progress=on_progress,
+        )
+    lines = [
+        {"tenant": tenant, "model": model, "calls": each.calls, "usd": nano_to_usd_text(each.nano_usd)}
+        for (tenant, model), each in sorted(done.sums.items())
+    ]
+    if arguments.json:
+        show(_table(done, lines), as_json=True)
+        return 0
+    if lines:
+        show(lines, as_json=False)
+    would = "would get adjustments" if done.dry_run else "got adjustments"
+    print(f"{done.adjusted} calls {would} of {nano_to_usd_text(done.nano_usd)} USD in all; {done.unchanged} need none")
+    if done.capped:
+        print(f"{done.capped} calls get a smaller credit, or none: credits by hand have left no more of their charge")
+    for why, skipped in done.skipped.items():
+        more = ", …" if skipped.count > len(skipped.examples) else ""
+        print(f"not priced again: {skipped.count} records: {why} ({', '.join(skipped.examples)}{more})")
+    return 0
+
+
+def _table(done: Repriced, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "dry_run": done.dry_run,
+        "records_read": done.read,
+        "adjusted": done.adjusted,
+        "usd": nano_to_usd_text(done.nano_usd),
+        "unchanged": done.unchanged,
+        "capped": done.capped,
+        "sums": lines,
+        "skipped": [
+            {"reason": why, "count": skipped.count, "examples": skipped.examples}
+            for why, skipped in done.skipped.items()
+        ],
+    }
+
+
+def _moment(option: str, text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"reprice: {option} takes a date or a moment such as 2026-01-31 or 2026-01-31T12:00:00Z, not {text[:64]!r}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """A line that moves on a terminal, where `rich` is installed."""
+    try:
+        from rich.console import Console  # noqa: PLC0415 - only where it is shown
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    except ImportError:
+        yield lambda _read: None
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _read: None
+        return
+    columns = SpinnerColumn(), TextColumn("{task.completed:.0f} records read"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reprice", total=None)
+        yield lambda read: progress.update(task, completed=read)
+
+
+_ACTIONS = {"adjust": _adjust, "reprice": _reprice}

@@ -1,0 +1,218 @@
+"""`askii outbox …`: what waits for the sinks, what they refused, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Any
+
+import msgspec
+
+from .cli import show
+from .delivery_age import DESPITE_AGE, TOO_OLD
+from .errors import AskiiError, ConfigurationError
+from .settings import Settings, load_settings
+from .stores import open_store
+from .stores.base import PARTITIONS, Store
+
+DESPITE_AGE_S = 3600.0
+ALL = 10_000_000
+"""More than an outbox can have."""
+_LOOKED_AT = 50
+"""Entries of each partition among which the oldest is looked for; they come nearly in the order of their age."""
+
+
+class _Dated(msgspec.Struct):
+    timestamp: str = ""
+
+
+_dated = msgspec.json.Decoder(_Dated).decode
+
+
+async def run_action(action: str, arguments: argparse.Namespace) -> int:
+    """Open the configured ledger, do one thing, close it. The sinks are not needed and not built."""
+    settings = load_settings(arguments.config)
+    if settings.store.startswith("memory://"):
+        raise ConfigurationError("store: memory:// lives inside one running process; this command cannot reach it")
+    options: dict[str, Any] = {"sqlite_sync": settings.sqlite_sync} if settings.store.startswith("sqlite://") else {}
+    store = open_store(settings.store, **options)
+    await store.open()
+    try:
+        return await _ACTIONS[action](store, settings, arguments)
+    finally:
+        await store.close()
+
+
+async def _status(store: Store, settings: Settings, arguments: argparse.Namespace) -> int:
+    now_s = time.time()
+    rows = []
+    for sink, pending in sorted((await store.pending()).items()):
+        oldest_s = await _oldest_s(store, sink) if pending else None
+        rows.append(
+            {
+                "sink": sink,
+                "configured": sink in settings.sinks.places,
+                "pending": pending,
+                "oldest_age_s": None if oldest_s is None else max(round(now_s - oldest_s), 0),
+                "dead": len(await store.dead_letters(sink, ALL)),
+                **await _delivery(store, sink, now_s),
+            }
+        )
+    show(rows, as_json=arguments.json)
+    return 0
+
+
+async def _delivery(store: Store, sink: str, now_s: float) -> dict[str, Any]:
+    """Who delivers to a sink, with how many of the partitions, and how it goes."""
+    places = await store.places(sink)
+    owners = [place.owner for place in places if place.owner is not None and place.lease_until_s > now_s]
+    paused = [place.retry_at_s for place in places if place.retry_at_s > now_s]
+    return {
+        "failures": max((place.failures for place in places), default=0),
+        "retry_at": _time(min(paused)) if paused else None,
+        "leases": ", ".join(f"{owner} ({owners.count(owner)})" for owner in sorted(set(owners))) or None,
+    }
+
+
+async def _oldest_s(store: Store, sink: str) -> float | None:
+    """The earliest admission among the first entries of each partition that may be sent now."""
+    entries = [entry for n in range(PARTITIONS) for entry in await store.fetch(sink, [n], _LOOKED_AT)]
+    return min((at_s for entry in entries if (at_s := _recorded_s(entry.record)) is not None), default=None)
+
+
+def _recorded_s(record: bytes) -> float | None:
+    try:
+        return datetime.fromisoformat(_dated(record).timestamp).timestamp()
+    except ValueError:  # msgspec's errors are of this kind
+        return None
+
+
+async def _retry(store: Store, _settings: Settings, arguments: argparse.Namespace) -> int:
+    await _known(store, arguments.sink)
+    old = sum(letter.reason.startswith(TOO_OLD) for letter in await store.dead_letters(arguments.sink, ALL))
+    if arguments.despite_age:
+        await store.put_item(DESPITE_AGE, arguments.sink, b"{}", until_s=time.time() + DESPITE_AGE_S)
+    retried = await store.retry_dead(arguments.sink)
+    show({"sink": arguments.sink, "retried": retried}, as_json=arguments.json)
+    if old and not arguments.despite_age:
+        print(
+            f"askii: {old} of them were too old to be sent and will be dead letters again; look whether the receiver "
+            "has them, and repeat with --despite-age if it has not",
+            file=sys.stderr,
+        )
+    return 0
+
+
+async def _dead(store: Store, _settings: Settings, arguments: argparse.Namespace) -> int:
+    await _known(store, arguments.sink)
+    rows = [
+        {
+            "call_id": letter.call_id,
+            "tenant": letter.tenant,
+            "attempts": letter.attempts,
+            "first_attempt": _time(letter.first_attempt_s),
+            "last_attempt": _time(letter.last_attempt_s),
+            "reason": letter.reason,
+        }
+        for letter in await store.dead_letters(arguments.sink, arguments.limit)
+    ]
+    show(rows, as_json=arguments.json)
+    return 0
+
+
+async def _export(store: Store, _settings: Settings, arguments: argparse.Namespace) -> int:
+    sink = arguments.sink
+    waiting = await _known(store, sink)
+    dead = pending = 0
+    with _lines_to(arguments.file) as file:
+        letters = await store.dead_letters(sink, ALL)
+        for letter in letters:
+            told = {"reason": letter.reason, "last_attempt": _time(letter.last_attempt_s)}
+            _write_line(file, sink, "dead", letter, told)
+        dead = len(letters)
+        for n in range(PARTITIONS):  # one at a time, since all that is read stands in memory
+            entries = await store.fetch(sink, [n], ALL)
+            for entry in entries:
+                _write_line(file, sink, "pending", entry, {})
+            pending += len(entries)
+    if arguments.file:
+        show({"sink": sink, "dead": dead, "pending": pending, "file": arguments.file}, as_json=arguments.json)
+    if pending < waiting:
+        print(
+            f"askii: {waiting - pending} more wait for a moment of their own, or were delivered meanwhile, and are not "
+            "in it",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _write_line(file: IO[bytes], sink: str, state: str, entry: Any, told: dict[str, Any]) -> None:
+    line = {"sink": sink, "state": state, "call_id": entry.call_id, "tenant": entry.tenant, "attempts": entry.attempts}
+    file.write(msgspec.json.encode({**line, **told, "record": msgspec.Raw(entry.record)}) + b"\n")
+
+
+@contextmanager
+def _lines_to(path: str | None) -> Iterator[IO[bytes]]:
+    """A new file that only its owner can read, or standard output."""
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise AskiiError(f"outbox export: cannot create {path}: {error.strerror}") from None
+    with os.fdopen(fd, "wb") as file:
+        yield file
+
+
+async def _forget(store: Store, settings: Settings, arguments: argparse.Namespace) -> int:
+    sink = arguments.sink
+    waiting = await _known(store, sink)
+    if sink in settings.sinks.places:
+        raise ConfigurationError(
+            f"outbox forget: sink {sink!r} is configured, and would begin anew at the next start: remove it first"
+        )
+    now_s = time.time()
+    owners = {place.owner for place in await store.places(sink) if place.owner and place.lease_until_s > now_s}
+    if owners:
+        raise ConfigurationError(f"outbox forget: {', '.join(sorted(owners))} delivers to sink {sink!r}: stop it first")
+    dead = len(await store.dead_letters(sink, ALL))
+    if not arguments.yes:
+        print(
+            f"askii: forget sink {sink!r}, {waiting} records that wait and {dead} dead letters? [y/N] ",
+            end="",
+            file=sys.stderr,
+        )
+        sys.stderr.flush()
+        answer = await asyncio.to_thread(sys.stdin.readline)
+        if answer.strip().lower() not in ("y", "yes"):
+            print("askii: nothing was forgotten", file=sys.stderr)
+            return 1
+    await store.forget_sink(sink)
+    show({"sink": sink, "forgotten": True, "pending": waiting, "dead": dead}, as_json=arguments.json)
+    return 0
+
+
+async def _known(store: Store, sink: str) -> int:
+    """How many records wait for a sink. Raises ConfigurationError for one that has no place in the outbox."""
+    pending = await store.pending()
+    if sink not in pending:
+        raise ConfigurationError(f"outbox: no sink is called {sink!r}; there are {_listed(pending)}")
+    return pending[sink]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+
+
+_ACTIONS = {"status": _status, "retry": _retry, "dead": _dead, "export": _export, "forget": _forget}

@@ -1,0 +1,44 @@
+"""`[billing]`: which external subscription pays for a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from .identity import Identity
+from .settings_tables import Table, Text
+
+
+class BillingSettings(Table):
+    """`[billing]` and `[billing.subscriptions]`. Without either, a tenant is its own subscription."""
+
+    subscription: Literal["tenant", "key", "user", "team", "end_user"] = "tenant"
+    """The part of the identity that is the subscription's external id."""
+    subscriptions: dict[Text, Text] = Field(default_factory=dict)
+    """By tenant, the subscription's external id."""
+    otherwise: Literal["tenant", "none"] = "tenant"
+    """Who pays where the table has no such tenant, or the identity no such part: the tenant, or nobody; sinks that bill
+    then put the record aside.
+    """
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.subscriptions and self.subscription != "tenant":
+            raise ValueError("the table subscriptions is by tenant: give it, or another subscription, not both")
+        return self
+
+    @property
+    def rule(self) -> Callable[[Identity], str | None] | None:
+        """The external subscription of an identity, for `CostTracker(subscription_of=...)`; None: the tenant's name."""
+        table, part = self.subscriptions, self.subscription
+        if not table and part == "tenant":
+            return None
+        to_tenant = self.otherwise == "tenant"
+
+        def subscription_of(identity: Identity) -> str | None:
+            found: str | None = table.get(identity.tenant) if table else getattr(identity, part)
+            return found or (identity.tenant if to_tenant else None)
+
+        return subscription_of
