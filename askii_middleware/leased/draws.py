@@ -175,8 +175,8 @@ class Draws:
         )
         return self._unanswered
 
-    def _stray(self, credits: tuple[Credit, ...]) -> None:
-        self._strays.update((credit.counter, credit) for credit in credits)
+    def _stray(self, left: tuple[Credit, ...]) -> None:
+        self._strays.update((credit.counter, credit) for credit in left)
 
     def _return_strays(self, returns: dict[str, int]) -> None:
         """All there is of each that no call stands on. Nothing is drawn on it meanwhile, so it may be repeated."""

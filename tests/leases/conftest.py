@@ -4,10 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores.conftest import postgres_server, postgres_url, redis_server, redis_url
-
-__all__ = ["postgres_server", "postgres_url", "redis_server", "redis_url"]
-
 
 @pytest.fixture(params=["sqlite", "postgres", "redis"])
 def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:

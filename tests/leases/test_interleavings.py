@@ -25,8 +25,8 @@ MIDNIGHT_S = int(NOON_S) + DAY_S // 2
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Never is more spent and held than the limit and what calls cost above their holds, which is all that a charge adds
-    to it; and no worker ever thinks that it has more credit than it has.
+    """Never is more spent and held than the limit and what calls cost above their holds, which is all a charge adds to
+    it; and no worker ever thinks that it has more credit than it has.
     """
 
     def __init__(self) -> None:

@@ -89,8 +89,8 @@ def test_a_limit_is_passed_by_no_more_than_what_calls_cost_above_their_holds(los
     )
     assert seen.refused > 100
     assert seen.excess_nano_usd > 0.05 * LIMIT
-    assert max(seen.over, seen.committed_over) <= seen.excess_nano_usd
-    assert sum(seen.spent.values()) <= LIMIT + seen.excess_nano_usd
+    # Only what comes when nothing is left any more is above the limit, whatever was before has refused others.
+    assert max(seen.over, seen.committed_over) < 0.02 * seen.excess_nano_usd
 
 
 def test_at_a_windows_end_each_window_is_charged_its_own_calls_and_none_passes_its_limit() -> None:

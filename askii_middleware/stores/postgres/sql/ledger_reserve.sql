@@ -197,8 +197,11 @@ BEGIN
             v_forms, v_budgets, v_now_s
         );
     END LOOP;
-    -- Whatever was left out as past its deadline stays so, also if the clock steps back. `tend` takes it off.
-    IF EXISTS (SELECT FROM holds WHERE state = 'held' AND until_s > 0 AND until_s <= v_now_s) THEN
+    -- Whatever a decision left out as past its deadline stays so, also if the clock steps back. `tend` takes it off.
+    IF EXISTS (
+        SELECT FROM unnest(v_answers) AS answer
+        WHERE answer ->> 0 IS NULL AND (answer -> 1 ->> 'admitted_at_s')::double precision = v_now_s
+    ) AND EXISTS (SELECT FROM holds WHERE state = 'held' AND until_s > 0 AND until_s <= v_now_s) THEN
         UPDATE holds SET until_s = 0 WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM holds
             WHERE state = 'held' AND until_s > 0 AND until_s <= v_now_s AND is_alive(worker, v_now_s)
