@@ -28,9 +28,9 @@ MAX_FILES = 256
 
 
 def journal_beside(url: str) -> str | None:
-    """The default place of a ledger's journal: beside an SQLite file; for a ledger on a server in the working directory,
-    `<namespace>-journal-<digest>`, so that no two ledgers share one. Credentials in the URL do not count. A ledger in
-    memory needs none.
+    """The default place of a ledger's journal: beside an SQLite file; for a ledger on a server
+    `<namespace>-journal-<digest>` in the working directory, so that no two ledgers share one. Credentials in the URL do
+    not count. A ledger in memory needs none.
     """
     if url.startswith("sqlite:///"):
         return url.removeprefix("sqlite:///") + ".journal"

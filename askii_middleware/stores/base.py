@@ -330,8 +330,9 @@ class Store(ABC):
 
     @abstractmethod
     async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
-        """The next entries of these partitions, at most `limit`: those due again first, the longest due first, and while
-        there are new ones in no more than half of the places; then new ones in the order of settlement. A tenant's entries keep their order among first deliveries.
+        """The next entries of these partitions, at most `limit`: those due again first, the longest due first, but in
+        no more than half of the places while there are new ones; then new ones in the order of settlement. A tenant's
+        entries keep their order among first deliveries.
         """
 
     @abstractmethod
