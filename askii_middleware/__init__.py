@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .channels.email import EmailChannel as EmailChannel
     from .channels.log import LogChannel as LogChannel
     from .channels.webhook import WebhookChannel as WebhookChannel
+    from .corrections import AdjustmentError as AdjustmentError
+    from .corrections import UnknownCallError as UnknownCallError
     from .currency import askii_coins_to_usd as askii_coins_to_usd
     from .currency import convert_budget_to_askii_coins as convert_budget_to_askii_coins
     from .currency import get_askii_coin_exchange_rate as get_askii_coin_exchange_rate
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .pricing import PricingConfig as PricingConfig
     from .pricing import cost_per_token as cost_per_token
     from .records import UsageRecord as UsageRecord
+    from .repricing import Repriced as Repriced
     from .settings import Settings as Settings
     from .settings import load_settings as load_settings
     from .sinks.lago import LagoSink as LagoSink
@@ -56,6 +59,7 @@ _HOMES = {
     "channels.email": ("EmailChannel",),
     "channels.log": ("LogChannel",),
     "channels.webhook": ("WebhookChannel",),
+    "corrections": ("AdjustmentError", "UnknownCallError"),
     "currency": (
         "askii_coins_to_usd",
         "convert_budget_to_askii_coins",
@@ -77,6 +81,7 @@ _HOMES = {
     "middleware": ("AskiiMiddleware",),
     "pricing": ("ModelPrice", "PricingConfig", "cost_per_token"),
     "records": ("UsageRecord",),
+    "repricing": ("Repriced",),
     "settings": ("Settings", "load_settings"),
     "sinks.lago": ("LagoSink",),
     "sinks.log": ("LogSink",),

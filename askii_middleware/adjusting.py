@@ -30,7 +30,7 @@ from .currency import RateSource, nano_to_usd_text
 from .errors import StoreError
 from .identity import Identity
 from .names import ModelNames
-from .records import UsageRecord, decode_record
+from .records import UsageRecord, decode_record, external_id
 from .stores.base import Settled, Store, UnwritableError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Adjusting(ABC):
     async def _find_call(self, tenant: str, ref: str) -> tuple[str, UsageRecord]:
         """A call's id in the ledger and its record."""
         # What was charged elsewhere is known there under an id of its subscription's.
-        for call_id in (ref, f"external:{tenant}:{ref}"):
+        for call_id in (ref, external_id(tenant, ref)):
             found = await self.store.record(call_id)
             if found is not None:
                 break
@@ -234,6 +234,7 @@ class Adjusting(ABC):
             reason=reason,
             price_version=self.prices.version,
             matches=self.index.matches(dimensions_of(history.call, self.names.of)),
+            now_s=self.clock(),
             adjustment_id=adjustment_id,
         )
 

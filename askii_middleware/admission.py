@@ -143,11 +143,16 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     soft: bool = False
 
     @property
+    def taken_nano_usd(self) -> int:
+        """What is spent and held. Credits can leave less than nothing spent: that gives no room beyond the limit."""
+        return max(self.spent_nano_usd, 0) + self.held_nano_usd
+
+    @property
     def remaining_nano_usd(self) -> int | None:
-        """What is neither spent nor held, never below 0; None without a limit."""
+        """What is neither spent nor held, from 0 to the limit; None without a limit."""
         if self.limit_nano_usd is None:
             return None
-        return max(self.limit_nano_usd - self.spent_nano_usd - self.held_nano_usd, 0)
+        return max(self.limit_nano_usd - self.taken_nano_usd, 0)
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -178,7 +183,7 @@ def fitting(lines: Sequence[BudgetState], hold_nano_usd: int, least_nano_usd: in
         if limit == 0:
             return None
         if hold_nano_usd:
-            left = limit - state.spent_nano_usd - state.held_nano_usd
+            left = limit - state.taken_nano_usd
             if left < granted:
                 if least_nano_usd is None or left < least_nano_usd:
                     return None
@@ -269,10 +274,8 @@ def _deciding(
 def _utilisation_above(lines: Sequence[BudgetState], ppm: int) -> bool:
     for line in lines:
         limit = line.limit_nano_usd
-        if limit is not None and not line.soft:
-            used = line.spent_nano_usd + line.held_nano_usd
-            if used * PPM > limit * ppm:
-                return True
+        if limit is not None and not line.soft and line.taken_nano_usd * PPM > limit * ppm:
+            return True
     return False
 
 

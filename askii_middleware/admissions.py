@@ -63,6 +63,12 @@ class Admissions(ABC):
         rate = self.rates.current()
         mode = self.modes.of(identity.tenant)
         shadow = mode == "shadow"
+        away: StoreError | None = None
+        try:
+            await self._session.can_hold()
+        except StoreError as error:
+            away = error
+        # Only now: the first call of a process opens the ledger, and learns from it who is suspended.
         suspended = self.tenants.find(identity.tenant)
         if suspended is not None and mode == "enforce":
             raise suspended
@@ -71,7 +77,8 @@ class Admissions(ABC):
         admitted: Admitted | None = None
         held = False
         try:
-            await self._session.can_hold()
+            if away is not None:
+                raise away
             if mode != "off":
                 held = True  # perhaps: a store that fails to answer, or is not waited for, may hold all the same
                 admitted = await self._session.as_worker(

@@ -153,6 +153,7 @@ def _lago_sinks(name: str, lago: LagoSettings) -> Iterator[Sink]:
             only_tenants=lago.only_tenants,
             properties=lago.properties,
             max_age_s=lago.max_age_s,
+            allow_http=lago.allow_http,
             timeout_s=lago.timeout_s,
         )
 

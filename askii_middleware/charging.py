@@ -19,6 +19,7 @@ from .errors import StoreError, UnknownModelError
 from .identity import Identity
 from .operations import Operations
 from .options import Option
+from .records import EXTERNAL, decode_record, external_id
 from .settling import Billed, Conclusion, Verdict, build
 from .usage import TokenUsage
 
@@ -203,6 +204,9 @@ class Charging(ABC):
         if call_id is not None:
             check_name("call_id", call_id)
         await self._ready_to_charge()
+        if call_id is not None:
+            subscription = self.subscription(identity)
+            await self._check_is_free(external_id(subscription, call_id), subscription, call_id)
         call = self._unheld(identity, spec, call_id)
         conclusion = self.concluder.priced(call, [(model, counted)], Verdict(usage=counted))
         if conclusion.billed.nano_usd > MAX_NANO_USD:
@@ -214,12 +218,14 @@ class Charging(ABC):
 
     async def record_external(self, subscription: str, coins: int, call_id: str) -> None:
         """Charge and bill a whole number of coins that was computed elsewhere, once for each `call_id` of a
-        subscription. Raises ValueError for ids that are too long and for an amount beyond what a charge can be.
+        subscription. Raises ValueError for ids that are too long or another charge's, and for an amount beyond what a
+        charge can be.
         """
         identity = Identity(tenant=subscription)
         check_name("call_id", call_id)
         await self._ready_to_charge()
-        call = self._unheld(identity, CallSpec(model="external", api="external"), call_id, priced=False)
+        await self._check_is_free(call_id, subscription, call_id)
+        call = self._unheld(identity, CallSpec(model="external", api=EXTERNAL), call_id, priced=False)
         numerator, denominator = call.rate.ratio
         nano, rest = divmod(coins * NANO * denominator, numerator)
         nano += 2 * rest > numerator or (2 * rest == numerator and nano % 2)
@@ -229,11 +235,23 @@ class Charging(ABC):
             call, (), Billed(nano, (), False), subscription=subscription, price_version=self.prices.version
         )
         # The ledger knows calls by one id for all tenants; callers' own ids are unique for a subscription only.
-        own = f"external:{subscription}:{call_id}"
+        own = external_id(subscription, call_id)
         await self._writer.settle(
             msgspec.structs.replace(settlement, call_id=own, coins=coins, pico_coins=0),
             lambda settled: self._booked(record, settled, call.started_s),
         )
+
+    async def _check_is_free(self, ledger_id: str, subscription: str, call_id: str) -> None:
+        """Raise ValueError where a charge of the other kind has this id: to the ledger they are two, to a receiver that
+        knows events by subscription and call id one. Of two made at the same moment neither may see the other, nor
+        while the ledger is away: reconciliation names such a pair `doubled`.
+        """
+        try:
+            found = await self.store.record(ledger_id)
+        except StoreError:
+            return
+        if found is not None and decode_record(found).subscription == subscription:
+            raise ValueError(f"the call_id {call_id!r} is taken by another charge of {subscription!r}: choose another")
 
     async def _ready_to_charge(self) -> None:
         try:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: int = arguments.run(arguments)
         sys.stdout.flush()
     except AskiiError as error:
-        print(f"askii: {error}", file=sys.stderr)
+        print("askii:", harmless(str(error), but="\n"), file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever reads has seen enough, such as `head`; Python would complain once more at its own end.
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     retry = steps.add_parser("retry", help="send a sink's dead letters again")
     retry.add_argument("--despite-age", action="store_true", help="for an hour also those that were too old to be sent")
     dead = steps.add_parser("dead", help="a sink's dead letters, and why they are")
-    dead.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default 100)")
+    dead.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many (default 100)")
     export = steps.add_parser("export", help="dead letters and what waits, as JSON lines; nothing is changed")
     forget = steps.add_parser("forget", help="drop what waits for a sink that is no longer configured")
     forget.add_argument("--yes", action="store_true", help="do not ask")
@@ -198,6 +198,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shares(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("takes a whole number above 0")
+    return value
 
 
 def _positive(text: str) -> float:
@@ -298,15 +305,24 @@ def show(values: dict[str, Any] | list[dict[str, Any]], *, as_json: bool) -> Non
     elif isinstance(values, dict):
         width = max((len(name) for name in values), default=0)
         for name, value in values.items():
-            print(f"{name:<{width}}  {'-' if value is None else value}")
+            print(f"{name:<{width}}  {_cell(value)}")
     elif values:
         columns = list(values[0])
-        cells = [["-" if row[c] is None else str(row[c]) for c in columns] for row in values]
+        cells = [[_cell(row[c]) for c in columns] for row in values]
         widths = [max(len(c), *(len(row[i]) for row in cells)) for i, c in enumerate(columns)]
         for row in [columns, *cells]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
         print("nothing")
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else harmless(str(value))
+
+
+def harmless(text: str, but: str = "") -> str:
+    """Text for a terminal: what others named or answered must not move its cursor or turn its lines around."""
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def plain_text(amount: Decimal) -> str:

@@ -60,6 +60,8 @@ async def _adjust(tracker: CostTracker, arguments: argparse.Namespace) -> int:
     )
     if done.repeated:
         print("askii: this was done before, so nothing was changed; another --id does it once more", file=sys.stderr)
+    elif not await tracker.store.pending():
+        print("askii: no sink is registered in this ledger, so no sink will ever bill this", file=sys.stderr)
     return 0
 
 
@@ -74,6 +76,11 @@ async def _reprice(tracker: CostTracker, arguments: argparse.Namespace) -> int:
             tenant=arguments.tenant,
             dry_run=arguments.dry_run,
             on_progress=on_progress,
+        )
+    if not done.found:
+        whose = "" if arguments.tenant is None else f" of the tenant {arguments.tenant[:64]!r}"
+        raise ConfigurationError(
+            f"reprice: no record{whose} in this span has the model {arguments.model[:64]!r} ({done.read} records read)"
         )
     lines = [
         {"tenant": tenant, "model": model, "calls": each.calls, "usd": nano_to_usd_text(each.nano_usd)}

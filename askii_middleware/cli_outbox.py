@@ -7,7 +7,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -17,13 +17,16 @@ import msgspec
 from .cli import show
 from .delivery_age import DESPITE_AGE, TOO_OLD
 from .errors import AskiiError, ConfigurationError
+from .registrations import forget
 from .settings import Settings, load_settings
 from .stores import open_store
-from .stores.base import PARTITIONS, Store
+from .stores.base import PARTITIONS, DeadLetter, Store
 
 DESPITE_AGE_S = 3600.0
 ALL = 10_000_000
 """More than an outbox can have."""
+COUNTED = 1000
+"""Dead letters come with their records: beyond so many they are not counted."""
 _LOOKED_AT = 50
 """Entries of each partition among which the oldest is looked for; they come nearly in the order of their age."""
 
@@ -60,12 +63,16 @@ async def _status(store: Store, settings: Settings, arguments: argparse.Namespac
                 "configured": sink in settings.sinks.places,
                 "pending": pending,
                 "oldest_age_s": None if oldest_s is None else max(round(now_s - oldest_s), 0),
-                "dead": len(await store.dead_letters(sink, ALL)),
+                "dead": _counted(await store.dead_letters(sink, COUNTED)),
                 **await _delivery(store, sink, now_s),
             }
         )
     show(rows, as_json=arguments.json)
     return 0
+
+
+def _counted(letters: Sequence[DeadLetter]) -> int | str:
+    return len(letters) if len(letters) < COUNTED else f"{COUNTED} or more"
 
 
 async def _delivery(store: Store, sink: str, now_s: float) -> dict[str, Any]:
@@ -95,15 +102,17 @@ def _recorded_s(record: bytes) -> float | None:
 
 async def _retry(store: Store, _settings: Settings, arguments: argparse.Namespace) -> int:
     await _known(store, arguments.sink)
-    old = sum(letter.reason.startswith(TOO_OLD) for letter in await store.dead_letters(arguments.sink, ALL))
+    letters = await store.dead_letters(arguments.sink, COUNTED)
+    old = sum(letter.reason.startswith(TOO_OLD) for letter in letters)
     if arguments.despite_age:
         await store.put_item(DESPITE_AGE, arguments.sink, b"{}", until_s=time.time() + DESPITE_AGE_S)
     retried = await store.retry_dead(arguments.sink)
     show({"sink": arguments.sink, "retried": retried}, as_json=arguments.json)
     if old and not arguments.despite_age:
+        which = "them" if len(letters) < COUNTED else f"the first {COUNTED}"
         print(
-            f"askii: {old} of them were too old to be sent and will be dead letters again; look whether the receiver "
-            "has them, and repeat with --despite-age if it has not",
+            f"askii: {old} of {which} were too old to be sent and will be dead letters again; look whether the "
+            "receiver has them, and repeat with --despite-age if it has not",
             file=sys.stderr,
         )
     return 0
@@ -137,7 +146,7 @@ async def _export(store: Store, _settings: Settings, arguments: argparse.Namespa
             _write_line(file, sink, "dead", letter, told)
         dead = len(letters)
         for n in range(PARTITIONS):  # one at a time, since all that is read stands in memory
-            entries = await store.fetch(sink, [n], ALL)
+            entries = await store.fetch(sink, [n], ALL, early=True)
             for entry in entries:
                 _write_line(file, sink, "pending", entry, {})
             pending += len(entries)
@@ -145,11 +154,11 @@ async def _export(store: Store, _settings: Settings, arguments: argparse.Namespa
         show({"sink": sink, "dead": dead, "pending": pending, "file": arguments.file}, as_json=arguments.json)
     if pending < waiting:
         print(
-            f"askii: {waiting - pending} more wait for a moment of their own, or were delivered meanwhile, and are not "
-            "in it",
+            f"askii: {waiting - pending} more waited and are not in it: they were delivered or refused meanwhile; stop "
+            "who delivers, and export again, before anything is forgotten",
             file=sys.stderr,
         )
-    return 0
+    return int(pending < waiting)
 
 
 def _write_line(file: IO[bytes], sink: str, state: str, entry: Any, told: dict[str, Any]) -> None:
@@ -182,7 +191,7 @@ async def _forget(store: Store, settings: Settings, arguments: argparse.Namespac
     owners = {place.owner for place in await store.places(sink) if place.owner and place.lease_until_s > now_s}
     if owners:
         raise ConfigurationError(f"outbox forget: {', '.join(sorted(owners))} delivers to sink {sink!r}: stop it first")
-    dead = len(await store.dead_letters(sink, ALL))
+    dead = _counted(await store.dead_letters(sink, COUNTED))
     if not arguments.yes:
         print(
             f"askii: forget sink {sink!r}, {waiting} records that wait and {dead} dead letters? [y/N] ",
@@ -194,7 +203,7 @@ async def _forget(store: Store, settings: Settings, arguments: argparse.Namespac
         if answer.strip().lower() not in ("y", "yes"):
             print("askii: nothing was forgotten", file=sys.stderr)
             return 1
-    await store.forget_sink(sink)
+    await forget(store, sink)
     show({"sink": sink, "forgotten": True, "pending": waiting, "dead": dead}, as_json=arguments.json)
     return 0
 

@@ -7,9 +7,10 @@ import contextlib
 import sys
 from datetime import UTC, datetime
 
+from .budgets import scope_text
 from .cli import show
-from .errors import ConfigurationError
-from .reconciler import Reconciler, Reconciliation
+from .errors import AskiiError, ConfigurationError
+from .reconciler import HOUR_S, Reconciler, Reconciliation
 from .settings import load_settings
 from .tracker import CostTracker
 
@@ -29,11 +30,20 @@ async def report(arguments: argparse.Namespace) -> int:
         found = await Reconciler(
             tracker.store, tracker.sinks, now_s=tracker.clock(), since_s=since_s, tenant=arguments.tenant
         ).run()
+        unknown = arguments.tenant is not None and not found.records and not await _is_known(tracker, arguments.tenant)
+    if unknown:
+        raise AskiiError(
+            f"report: nothing was ever charged to a tenant {arguments.tenant!r}: there is nothing to compare"
+        )
     if arguments.json:
         show(found.table(), as_json=True)
     else:
         _tell(found)
     return 0 if found.agrees else 1
+
+
+async def _is_known(tracker: CostTracker, tenant: str) -> bool:
+    return bool(await tracker.store.spend(scope_text({"tenant": tenant}), 0.0, tracker.clock() + HOUR_S))
 
 
 def _tell(found: Reconciliation) -> None:

@@ -172,6 +172,7 @@ def of_call(
     reason: str,
     price_version: str,
     matches: tuple[Match, ...],
+    now_s: float,
     adjustment_id: str | None = None,
 ) -> Correction:
     """The next adjustment of a call. It belongs where the call does: to its moment, and thus its windows, its payer,
@@ -194,7 +195,7 @@ def of_call(
         anomalous=False,
         unpriced=False,
         shadow=None,
-        duration_ms=0.0,
+        duration_ms=max(round((now_s - moment_of(call)) * 1000, 1), 0.0),
         usage=UsageCounts(),
         charges=_charges(REPRICE if adjustment_id is None else ADJUSTMENT, nano_usd),
         cost_nano_usd=nano_usd,

@@ -1,10 +1,11 @@
 """Records that are too old to be sent: their receiver would refuse them, bill them to a wrong month, or not know them
-again if an earlier try had reached it after all.
+again if an earlier try had reached it after all. The first two are of the moment of use, the last of the moment when
+the record was made: a correction of an old call is young to a receiver's memory.
 
 They become dead letters, which a person can still send. But a clock that has jumped forward makes every record look
-old. So a first look proves nothing: the partition waits, in order, and is looked at again, until the clock has gone on
-for `CONFIRM_S` at an ordinary pace. A jump counts for no more than one look, and a clock that is set right again finds
-everything as it was.
+old. So a first look proves nothing: these records wait, with what follows of the same tenant, and are looked at again,
+until the clock has gone on for `CONFIRM_S` at an ordinary pace. A jump counts for no more than one look, and a clock
+that is set right again finds everything as it was.
 """
 
 from __future__ import annotations
@@ -42,19 +43,23 @@ class Ages:
 
     def reason(self, record: UsageRecord, now_s: float) -> str:
         """Why a record is not to be sent any more; empty where it may be."""
-        limit_s = self._traits.sendable_s
-        if limit_s is None:
+        max_age_s, remembers_s = self._traits.max_age_s, self._traits.remembers_s
+        if max_age_s is None and remembers_s is None:
             return ""
         try:
             moment = datetime.fromisoformat(record.timestamp)
         except ValueError:
             return ""  # what to make of it is the sink's to say
-        if moment.tzinfo is None or (age_s := now_s - moment.timestamp()) <= limit_s:
+        if moment.tzinfo is None:
             return ""
-        max_age_s = self._traits.max_age_s
+        age_s = now_s - moment.timestamp()
         if max_age_s is not None and age_s > max_age_s:
             return f"{TOO_OLD}{age_s:.0f} s; the receiver takes records for {max_age_s:.0f} s"
-        return f"{TOO_OLD}{age_s:.0f} s; after {limit_s:.0f} s the receiver could not tell a second try from a first"
+        age_s -= max(record.duration_ms, 0.0) / 1000
+        if remembers_s is not None and age_s > remembers_s:
+            unsure = "the receiver could not tell a second try from a first"
+            return f"{TOO_OLD}{age_s:.0f} s; after {remembers_s:.0f} s {unsure}"
+        return ""
 
     def look(self, partition: int, now_s: float) -> float | None:
         """Note that a partition has such records now. None: it is certain. Else the moment until which to wait."""

@@ -58,6 +58,8 @@ class SinkWorker(Rounds):
         self._searched: dict[int, int] = {}
         """Up to here, by partition, new records have failed alone since the last delivery."""
         self._ages = Ages(traits_of(sink))
+        self._behind: set[str] = set()
+        """Tenants whose next record looks too old, which is not certain yet."""
 
     async def _deliver(self) -> bool:
         self._alive = False
@@ -80,8 +82,8 @@ class SinkWorker(Rounds):
         return True
 
     async def _drop_old(self, items: list[_Item]) -> list[_Item]:
-        """Those that may be sent. Partitions with others leave the round until it is certain that these are too old;
-        then they are dead letters.
+        """Those that may be sent. Others wait until it is certain that they are too old, and with them what follows of
+        the same tenant; then they are dead letters. A partition with nothing else leaves the round for so long.
         """
         now_s = self._o.clock()
         reasons = {item.entry[:2]: reason for item in items if (reason := self._ages.reason(item.record, now_s))}
@@ -89,19 +91,33 @@ class SinkWorker(Rounds):
         if any(item.entry.attempts for item in old) and await self._despite_age():
             old = [item for item in old if item.entry.attempts == 0]
         found = {item.entry.partition for item in old}
+        self._behind = {item.entry.tenant for item in old if item.entry.attempts == 0}
+        left_out = {item.entry[:2] for item in old}
+        free = {item.entry.partition for item in items if item.entry[:2] not in left_out and not self._is_behind(item)}
+        unsure: set[int] = set()
         for n in {item.entry.partition for item in items} & self._round:
             if n not in found:
                 self._ages.none(n)
             elif (until_s := self._ages.look(n, now_s)) is not None:
                 self._note_alarm("records look too old to be sent: they wait, lest the clock be wrong")
-                self._held[n] = self._held[n]._replace(retry_at_s=until_s)
-                self._round.discard(n)
-        dead = [_outcome(item, "dead", reasons[item.entry[:2]]) for item in old if item.entry.partition in self._round]
+                unsure.add(n)
+                if n not in free:
+                    self._held[n] = self._held[n]._replace(retry_at_s=until_s)
+                    self._round.discard(n)
+        self._behind &= {item.entry.tenant for item in old if item.entry.partition in unsure}
+        dead = [_outcome(item, "dead", reasons[item.entry[:2]]) for item in old if item.entry.partition not in unsure]
         if dead:
             self._note_alarm(f"records went to the dead letters: {dead[0].reason}")
             await self._write(dead, keep=True)
-        left_out = {item.entry[:2] for item in old}
-        return [item for item in items if item.entry.partition in self._round and item.entry[:2] not in left_out]
+        return [
+            item
+            for item in items
+            if item.entry.partition in self._round and item.entry[:2] not in left_out and not self._is_behind(item)
+        ]
+
+    def _is_behind(self, item: _Item) -> bool:
+        """Whether an earlier first delivery of its tenant waits, whose order it must keep."""
+        return item.entry.attempts == 0 and item.entry.tenant in self._behind
 
     async def _despite_age(self) -> bool:
         """Whether somebody wants this sink's retried dead letters to be sent whatever their age."""
@@ -172,7 +188,8 @@ class SinkWorker(Rounds):
     async def _search_from(self) -> tuple[list[_Item], list[list[_Item]]]:
         """New records that failed alone in earlier searches, and the parts to try now, the next one last."""
         now_s = self._o.clock()
-        items = [item for item in _decode(await self._fetch(SEARCHED))[0] if not self._ages.reason(item.record, now_s)]
+        found = [item for item in _decode(await self._fetch(SEARCHED))[0] if not self._is_behind(item)]
+        items = [item for item in found if not self._ages.reason(item.record, now_s)]
         known: list[_Item] = []
         fresh: list[_Item] = []
         for item in items:

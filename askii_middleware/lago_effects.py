@@ -17,14 +17,16 @@ MAX_ID_CHARS: Final = 256
 
 
 class Effect(NamedTuple):
-    """What to do.
+    """What to do. What is suspended about a subscription or wallet only that very one lifts.
 
     Attributes:
         action: `suspend` and `lift` concern the tenants that the ids below stand for; `alert` is only told.
         subscription, customer: external ids, as the other side gave them to Lago.
         wallet: Lago's own id.
         text: the reason of a suspension, or what an alert says.
-        at_s: when it happened, Unix seconds; None: the object does not say.
+        at_s: when it happened, Unix seconds, by which what comes late is known; None: the object does not say.
+        dated: whether `at_s` is close to when the webhook was made. That of an empty wallet is not: it is when its
+            balance last changed, and the usage that empties it may come months later.
     """
 
     action: Literal["suspend", "lift", "alert"]
@@ -34,6 +36,12 @@ class Effect(NamedTuple):
     wallet: str | None = None
     text: str = ""
     at_s: float | None = None
+    dated: bool = True
+
+    @property
+    def about(self) -> str | None:
+        """The subscription or wallet it concerns."""
+        return self.wallet if self.cause == "wallet" else self.subscription
 
 
 def read_effect(type_: str, message: Mapping[str, Any]) -> Effect | None:
@@ -63,7 +71,10 @@ def _started(subscription: Mapping[str, Any]) -> Effect:
 def _depleted(wallet: Mapping[str, Any]) -> Effect:
     customer = _id(wallet, "external_customer_id")
     text = f"Lago: the wallet of customer {customer} is empty"
-    return Effect("suspend", "wallet", customer=customer, wallet=_id(wallet, "lago_id"), text=text)
+    # A top-up is settled before it moves the balance, so an empty wallet that knows of it is never the older one.
+    at_s = _latest(wallet.get("last_balance_sync_at"), wallet.get("created_at"))
+    id_ = _id(wallet, "lago_id")
+    return Effect("suspend", "wallet", customer=customer, wallet=id_, text=text, at_s=at_s, dated=False)
 
 
 def _transaction(transaction: Mapping[str, Any]) -> Effect | None:
@@ -74,11 +85,9 @@ def _transaction(transaction: Mapping[str, Any]) -> Effect | None:
     )
     if not topped_up:
         return None
-    wallet = transaction.get("wallet")
     return Effect(
         "lift",
         "wallet",
-        customer=_id(wallet, "external_customer_id") if isinstance(wallet, dict) else None,
         wallet=_id(transaction, "lago_wallet_id"),
         at_s=_latest(transaction.get("settled_at"), transaction.get("created_at")),
     )

@@ -114,7 +114,13 @@ class JwtVerifier:
 
 
 def fetched_from(url: str, api_key: str, *, timeout_s: float = 10.0) -> FetchKey:
-    """Where Lago gives its public key: `url` is the API's base, which ends in `/api/v1`."""
+    """Where Lago gives its public key: `url` is the API's base, which ends in `/api/v1`. Raises ConfigurationError for
+    one that crosses a network unencrypted: whoever sits on the way could hand out a key of his own.
+    """
+    from .sinks.http import is_exposed  # noqa: PLC0415 - httpx is slow to import, and needed only here
+
+    if is_exposed(url):
+        raise ConfigurationError("lago_webhooks: url must be https, because who can change the key can forge webhooks")
 
     async def fetch() -> str:
         import httpx  # noqa: PLC0415 - slow to import, and needed only here

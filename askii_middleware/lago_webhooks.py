@@ -1,7 +1,8 @@
 """`LagoWebhooks`: where Lago tells that a subscription has ended or a wallet is empty, and that they are back.
 
 A webhook is believed only with Lago's signature over its raw bytes. Lago's unique key is not signed, so a webhook is a
-replay if either its key or its bytes were seen before. Effects are idempotent: they are done first and remembered
+replay if either its key or its bytes were seen before. Lago keeps no order either: what is older than the latest that
+was done about its subscription or wallet comes too late. Effects are idempotent: they are done first and remembered
 afterwards, and what was begun and never finished may begin again a moment later, which is before Lago tries again.
 """
 
@@ -17,6 +18,7 @@ import msgspec
 
 from .errors import ConfigurationError, StoreError
 from .lago_effects import TYPES, Effect, read_effect
+from .lago_memory import REMEMBER_S, WebhookMemory
 from .lago_signatures import FetchKey, HmacVerifier, JwtVerifier, Verifier
 from .lifespan import run_lifespan
 
@@ -27,22 +29,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KIND: Final = "lago-webhook"
 MAX_BODY_BYTES: Final = 1 << 20
 MAX_KEY_CHARS: Final = 128
-REMEMBER_S: Final = 30 * 86_400.0
-"""How long a webhook is recognised. What says of itself that it is older is not done, seen before or not."""
-CLAIM_S: Final = 2.0
-"""How long a webhook that was begun keeps others from beginning it. Lago tries again after 3 s, and after some 20."""
-_BEGUN, _DONE = b'"begun"', b'"done"'
 
 Tenants = Mapping[str, Sequence[str]] | Callable[[str], Iterable[str]]
 """From an external id to the tenants it stands for."""
-Result = Literal["done", "ignored", "replayed", "forged", "malformed", "too large", "too slow", "unavailable"]
+Result = Literal["done", "ignored", "replayed", "late", "forged", "malformed", "too large", "too slow", "unavailable"]
 _STATUS: Final[dict[Result, int]] = {
     "done": 200,
     "ignored": 200,
     "replayed": 200,
+    "late": 200,
     "forged": 401,
     "malformed": 400,
     "too large": 413,
@@ -64,8 +61,11 @@ class LagoWebhooks:
         hmac_key: Lago's HMAC key, for endpoints that were created with the signature `hmac`.
         public_key: Lago's public key, in PEM or base64 of it, or where to fetch it, for the signature `jwt`.
         issuer: what tokens must say who they come from: Lago's own address.
+        organization_id: Lago's id of the organisation that may speak here. A must with `public_key`: a Lago signs for
+            all its organisations with one key and as one issuer.
         subscriptions, customers: whom an external id stands for. By default the tenants that the tracker bills to that
             subscription; for a customer those that a subscription of that id stands for, and the tenant of that name.
+            Where usage is billed by key, user, team or end user, an id stands for nobody unless these say so.
         body_timeout_s: for a body as a whole.
     """
 
@@ -76,6 +76,7 @@ class LagoWebhooks:
         hmac_key: str | None = None,
         public_key: str | FetchKey | None = None,
         issuer: str | None = None,
+        organization_id: str | None = None,
         subscriptions: Tenants | None = None,
         customers: Tenants | None = None,
         body_timeout_s: float = 10.0,
@@ -84,10 +85,17 @@ class LagoWebhooks:
         if hmac_key is not None:
             self._verifiers["hmac"] = HmacVerifier(hmac_key)
         if public_key is not None:
+            if organization_id is None:
+                raise ConfigurationError(
+                    "lago_webhooks: public_key needs organization_id, because a Lago signs for all its organisations "
+                    "with one key"
+                )
             self._verifiers["jwt"] = JwtVerifier(public_key, issuer=issuer)
         if not self._verifiers:
             raise ConfigurationError("lago_webhooks: give hmac_key, or public_key, or both; unsigned ones are forged")
         self._tracker = tracker
+        self._memory = WebhookMemory(tracker.store, clock=tracker.clock)
+        self._organization_id = organization_id
         self._subscriptions = subscriptions
         self._customers = customers
         self._body_timeout_s = body_timeout_s
@@ -130,6 +138,9 @@ class LagoWebhooks:
             type_ = message["webhook_type"]
             if not isinstance(type_, str):
                 raise TypeError("its type is no text")  # noqa: TRY301 - told like the others
+            if self._organization_id is not None and message.get("organization_id") != self._organization_id:
+                logger.warning("a webhook of another organisation of this Lago was refused")
+                return "unknown", "forged"
             effect = read_effect(type_, message)
         except (msgspec.DecodeError, ValueError, LookupError, TypeError) as error:
             logger.error("a webhook of Lago's cannot be read: %s", str(error)[:200])  # noqa: TRY400 - as above
@@ -163,23 +174,36 @@ class LagoWebhooks:
     # Effects ---------------------------------------------------------------------------------------------------------
 
     async def _once(self, type_: str, effect: Effect, names: Sequence[str]) -> Result:
-        """Have an effect unless it was had. Raises StoreError; it can then be tried again."""
-        tracker = self._tracker
+        """Have an effect unless it was had, or comes too late. Raises StoreError; it can then be tried again."""
+        tracker, memory = self._tracker, self._memory
         await tracker.ready()
-        now_s = tracker.clock()
-        if effect.at_s is not None and effect.at_s < now_s - REMEMBER_S:
+        if effect.dated and effect.at_s is not None and effect.at_s < tracker.clock() - REMEMBER_S:
             logger.warning("a webhook of type %s is older than what is remembered: nothing is done", type_)
             return "replayed"
-        for name in names:
-            if not await tracker.store.put_item(KIND, name, _BEGUN, until_s=now_s + CLAIM_S, only_new=True):
-                known = {item.name: item.value for item in await tracker.store.items(KIND)}
-                if any(known.get(each) == _DONE for each in names):
-                    logger.info("a webhook of type %s was seen before", type_)
-                    return "replayed"
-                return "unavailable"  # somebody has just begun it, and may have died of it
+        subject = names[0] if effect.about is None else f"{effect.cause} {effect.about}"
+        claimed_until_s = await memory.claim(subject)
+        if claimed_until_s is None:
+            return "unavailable"  # somebody has just begun it, and may have died of it
+        if await memory.has_had(names, claimed_until_s):
+            logger.info("a webhook of type %s was seen before", type_)
+            result: Result = "replayed"
+        else:
+            result = await self._in_order(type_, effect, subject)
+            await memory.remember(names, for_good=not effect.dated or effect.at_s is None)
+        await memory.release(subject)
+        return result
+
+    async def _in_order(self, type_: str, effect: Effect, subject: str) -> Result:
+        """Have an effect unless a later one about the same subject was had."""
+        if effect.about is None or effect.at_s is None:
+            await self._have(type_, effect)
+            return "done"
+        latest_s = await self._memory.latest_s(subject)
+        if latest_s is not None and effect.at_s < latest_s:
+            logger.warning("a webhook of type %s comes after a later one about the same %s", type_, effect.cause)
+            return "late"
         await self._have(type_, effect)
-        for name in names:
-            await tracker.store.put_item(KIND, name, _DONE, until_s=now_s + REMEMBER_S)
+        await self._memory.note_latest(subject, effect.at_s)
         return "done"
 
     async def _have(self, type_: str, effect: Effect) -> None:
@@ -187,30 +211,30 @@ class LagoWebhooks:
         if effect.action == "alert":
             logger.warning("Lago alert %s", effect.text)
             return
-        tenants = await self._meant(effect)
+        assert effect.about is not None
         if effect.action == "lift":
-            tenants = [tenant for tenant in tenants if await book.resume(tenant, cause=effect.cause)]
+            tenants = await book.lift(effect.cause, effect.about)
         else:
+            tenants = self._meant(effect)
             for tenant in tenants:
-                await book.suspend(tenant, reason=effect.text, cause=effect.cause, about=effect.wallet)
+                await book.suspend(tenant, reason=effect.text, cause=effect.cause, about=effect.about)
             if not tenants:
                 logger.warning("Lago's %s names nobody we know: %s", type_, effect.text)
         for tenant in tenants:
-            logger.warning(
-                "tenant %r: %s at Lago's %s", tenant, "resumed" if effect.action == "lift" else "suspended", type_
-            )
+            state = "resumed" if book.find(tenant) is None else "suspended"
+            logger.warning("tenant %r: %s at Lago's %s", tenant, state, type_)
 
-    async def _meant(self, effect: Effect) -> list[str]:
-        """The tenants an effect concerns."""
+    def _meant(self, effect: Effect) -> list[str]:
+        """The tenants to suspend."""
         billed_to = self._tracker.tenants_billed_to
         found: list[str] = []
         if effect.subscription is not None:
             found += _mapped(self._subscriptions, effect.subscription, billed_to)
         if effect.customer is not None:
-            same = (*_mapped(self._subscriptions, effect.customer, billed_to), effect.customer)
+            same = [*_mapped(self._subscriptions, effect.customer, billed_to)]
+            if self._tracker.is_billed_by_name(effect.customer):
+                same.append(effect.customer)
             found += _mapped(self._customers, effect.customer, lambda _id: same)
-        if effect.action == "lift" and effect.wallet is not None:
-            found += [s.tenant for s in await self._tracker.tenants.states(effect.cause) if s.about == effect.wallet]
         return list(dict.fromkeys(found))
 
 

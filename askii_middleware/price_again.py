@@ -11,6 +11,7 @@ from . import catalogue
 from .corrections import History, admitted_model, moment_of
 from .model_price import BUCKETS
 from .price import Price
+from .records import EXTERNAL
 from .usage import TokenUsage
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Part(NamedTuple):
 
     model: str | None
     usage: TokenUsage
+    nano_usd: int
+    """What it was charged."""
 
 
 class Unpriceable(Exception):  # noqa: N818 - an answer rather than an error
@@ -42,7 +45,7 @@ def parts_of(record: UsageRecord) -> list[Part]:
     parts: list[Part] = []
     counts: dict[str, int] = {}
     model: str | None = None
-    last = -1
+    last, nano_usd = -1, 0
     for charge in record.charges:
         prefix, _, bucket = charge.bucket.rpartition(":")
         place = _PLACES.get(bucket)
@@ -50,12 +53,13 @@ def parts_of(record: UsageRecord) -> list[Part]:
             raise Unpriceable(_why_not(charge))
         # The fee of a call that counted none stands behind everything else.
         if counts and ((prefix or None) != model or (place <= last and bucket != "request") or bucket in counts):
-            parts.append(Part(model, _usage(counts)))
-            counts, last = {}, -1
+            parts.append(Part(model, _usage(counts), nano_usd))
+            counts, last, nano_usd = {}, -1, 0
         model, last = prefix or None, max(last, place)
         counts[bucket] = charge.quantity
+        nano_usd += charge.nano_usd
     if counts:
-        parts.append(Part(model, _usage(counts)))
+        parts.append(Part(model, _usage(counts), nano_usd))
     return parts
 
 
@@ -73,7 +77,7 @@ def price_again(record: UsageRecord, price_at: PriceAt) -> int:
     """What a call costs at today's prices, in nano-USD: each part at its own model and rounded once, like a charge.
     Raises Unpriceable.
     """
-    if record.api == "external":
+    if record.api == EXTERNAL:
         raise Unpriceable("its coins were computed elsewhere")
     if record.unpriced:
         raise Unpriceable("some of what it used had no price, and was not kept")
@@ -84,7 +88,7 @@ def price_again(record: UsageRecord, price_at: PriceAt) -> int:
     provider, tier, at_s = record.provider or None, record.service_tier, moment_of(record)
     own = price_at(admitted_model(record), provider, tier, at_s)
     total = 0
-    for index, (model, usage) in enumerate(parts_of(record)):
+    for index, (model, usage, charged_nano_usd) in enumerate(parts_of(record)):
         price = own
         # As when it was charged: a price that was given for the admitted name wins, for what its call used first.
         if index or model is not None or own is None or not own.explicit:
@@ -94,9 +98,12 @@ def price_again(record: UsageRecord, price_at: PriceAt) -> int:
         bill = price.charge(usage)
         if bill.unpriced:
             raise Unpriceable("today's price lacks some of what it used")
-        if "batch" in record.api and price.charge(_of_small_prompts(usage)) != bill:
-            raise Unpriceable("a batch: the price depends on the size of each prompt, which is not kept")
-        total += bill.nano_usd
+        # Batches and blocks are sums of calls. The size of each prompt is not kept: only a charge that is the same
+        # today tells it.
+        small = price.charge(_of_small_prompts(usage))
+        if small.nano_usd != bill.nano_usd and charged_nano_usd not in (small.nano_usd, bill.nano_usd):
+            raise Unpriceable("the price depends on the size of each prompt, which is not kept")
+        total += charged_nano_usd if charged_nano_usd == small.nano_usd else bill.nano_usd
     return total
 
 

@@ -8,9 +8,10 @@ receiver, and then what was settled since.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -24,6 +25,8 @@ from .reconciling import (
     Fold,
     Key,
     Kind,
+    Ours,
+    Running,
     SinkAccount,
     Waiting,
     bucket_of,
@@ -34,8 +37,9 @@ from .reconciling import (
     unlike,
 )
 from .records import UsageRecord, decode_record
+from .registrations import registered_after
 from .sinks.auditing import Audited, Line
-from .stores.base import PARTITIONS
+from .stores.base import PARTITIONS, DeadLetter, Entry
 
 if TYPE_CHECKING:
     from .sinks.base import Sink
@@ -44,7 +48,10 @@ if TYPE_CHECKING:
 MAX_HELD: Final = 100_000
 """Lines, entries and dead letters in memory at one time, of each."""
 MAX_TENANTS: Final = 1_000_000
+LEDGER_READS: Final = 3
+"""How often the ledger's sums are read while calls are settled in between."""
 HOUR_S: Final = 3600
+E = TypeVar("E", Entry, DeadLetter)
 _END_S: Final = 1 << 40
 
 
@@ -60,7 +67,7 @@ class Reconciliation:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing differs but what is still on its way."""
+        """Whether nothing differs but what is still on its way, or never was to be sent."""
         return self.ledger.agrees and all(sink.findings.agrees for sink in self.sinks)
 
     def table(self) -> dict[str, Any]:
@@ -109,20 +116,20 @@ class Reconciler:
         if self._tenant is not None:
             found = {record.subscription async for _, record in self._records() if record.tenant == self._tenant}
             self._subscriptions = found - {""}
-        count, last, before = 0, 0, dict[str, int]()
+        count, last, running = 0, 0, Running()
         folds: dict[str, Fold] = {sink.name: Fold() for sink in self._sinks if isinstance(sink, Audited)}
         unbillable = dict.fromkeys(folds, 0)
         async for place, record in self._records():
             last = place
             count += self._is_asked(record)
-            self._book(before, record)
+            self._book(running, record)
             for sink in self._sinks:
                 if isinstance(sink, Audited):
                     lines = self._lines(sink, record)
                     unbillable[sink.name] += lines is None
                     for line in lines or ():
                         folds[sink.name].add(line)
-        ledger = await self._ledger(before, last)
+        ledger = await self._ledger(running, last)
         accounts = [
             await self._account(sink, folds.get(sink.name), unbillable.get(sink.name, 0)) for sink in self._sinks
         ]
@@ -145,9 +152,9 @@ class Reconciler:
     def _is_asked(self, record: UsageRecord) -> bool:
         return self._tenant is None or record.tenant == self._tenant
 
-    def _book(self, sums: dict[str, int], record: UsageRecord) -> None:
+    def _book(self, running: Running, record: UsageRecord) -> None:
         if self._is_asked(record):
-            sums[record.tenant] = sums.get(record.tenant, 0) + record.cost_nano_usd
+            running.add(record.tenant, record.cost_nano_usd)
 
     def _lines(self, sink: Audited, record: UsageRecord) -> list[Line] | None:
         """None: it can never be billed."""
@@ -165,37 +172,43 @@ class Reconciler:
         except SinkError:
             return None
 
-    async def _ledger(self, before: dict[str, int], last: int) -> Findings:
+    async def _ledger(self, running: Running, last: int) -> Findings:
         """The ledger's sums by tenant against those of its records."""
-        if self._tenant is None:
-            window = Window(self._since_s, _END_S)
-            booked = dict(await self._store.tenant_spend("total", window, MAX_TENANTS))
-        else:
-            rows = await self._store.spend(scope_text({"tenant": self._tenant}), self._since_s, _END_S)
-            booked = {self._tenant: sum(row.cost_nano_usd for row in rows)}
-        after = dict(before)
-        async for _, record in self._records(last):
-            self._book(after, record)
+        booked: dict[str, int] = {}
+        for _ in range(LEDGER_READS):
+            running.mark()
+            booked = await self._booked()
+            async for place, record in self._records(last):
+                last = place
+                self._book(running, record)
+            if not running.moved:
+                break
         found = Findings()
-        found.add(ledger_differences(booked, before, after))
+        found.add(ledger_differences(booked, running))
         return found
+
+    async def _booked(self) -> dict[str, int]:
+        if self._tenant is None:
+            return dict(await self._store.tenant_spend("total", Window(self._since_s, _END_S), MAX_TENANTS))
+        rows = await self._store.spend(scope_text({"tenant": self._tenant}), self._since_s, _END_S)
+        return {self._tenant: sum(row.cost_nano_usd for row in rows)}
 
     # Sinks ------------------------------------------------------------------------------------------------------------
 
     async def _account(self, sink: Sink, ours: Fold | None, unbillable: int) -> SinkAccount:
-        findings, theirs = Findings(), Fold()
+        findings, theirs, more = Findings(), Fold(), 0
         audited = isinstance(sink, Audited) and ours is not None
         if isinstance(sink, Audited) and ours is not None:
             async for line in self._received(sink):
                 theirs.add(line)
             for buckets in rounds(ours.differing(theirs), ours, theirs, self._max_held):
-                await self._name(sink, buckets, findings)
+                more = max(more, await self._name(sink, buckets, findings))
             if unbillable:
                 await self._name_unbillable(sink, findings)
         waiting = await self._waiting(sink.name)
-        if audited:
-            findings.forgive(waiting.more)
-        else:
+        if audited and self._tenant is None:  # with a tenant, nobody knows whose they are
+            findings.forgive(more)
+        if not audited:
             findings.add(Difference("dead letter", *id_, "", None, None, why) for id_, why in waiting.dead.items())
         return SinkAccount(
             sink=sink.name,
@@ -207,31 +220,37 @@ class Reconciler:
             findings=findings,
         )
 
-    async def _name(self, sink: Audited, buckets: set[int], findings: Findings) -> None:
-        """Name the differences of some buckets."""
-        ours: dict[Key, tuple[Line, CallId]] = {}
-        last = 0
+    async def _name(self, sink: Audited, buckets: set[int], findings: Findings) -> int:
+        """Name the differences of some buckets. Returns how many entries of the outbox were not looked at."""
+        ours: dict[Key, list[Ours]] = {}
+        last, begins = 0, await registered_after(self._store, sink.name)
         async for place, record in self._records():
             last = place
             for line in self._lines(sink, record) or ():
                 if bucket_of(line) in buckets:
-                    ours[key_of(line)] = line, (record.subscription, record.call_id)
-        waiting = await self._waiting(sink.name)
-        theirs = {key_of(line): line async for line in self._received(sink) if bucket_of(line) in buckets}
+                    mine = Ours(line, (record.subscription, record.call_id), place <= begins)
+                    ours.setdefault(key_of(line), []).append(mine)
+        waiting = await self._waiting(sink.name, {mine.call for same in ours.values() for mine in same})
+        theirs: dict[Key, list[Line]] = {}
+        async for line in self._received(sink):
+            if bucket_of(line) in buckets:
+                theirs.setdefault(key_of(line), []).append(line)
         # What was settled since, and perhaps delivered, is no news from elsewhere.
         async for _, record in self._records(last):
             for line in self._lines(sink, record) or ():
                 if key_of(line) not in ours:
                     theirs.pop(key_of(line), None)
         findings.add(compare(ours, theirs, waiting))
+        return waiting.more
 
     async def _name_unbillable(self, sink: Audited, findings: Findings) -> None:
         """Records that come to nothing a receiver could take: given up, on their way there, or forgotten."""
-        waiting = await self._waiting(sink.name)
-        async for _, record in self._records():
+        waiting, begins = await self._waiting(sink.name), await registered_after(self._store, sink.name)
+        async for place, record in self._records():
             if self._lines(sink, record) is None:
                 id_ = record.subscription, record.call_id
                 kind: Kind = "pending" if id_ in waiting.pending else "unbillable"
+                kind = "earlier" if kind == "unbillable" and place <= begins else kind
                 kind = "dead letter" if id_ in waiting.dead else kind
                 findings.add([Difference(kind, *id_, "", str(record.askii_coins), None, waiting.dead.get(id_, ""))])
 
@@ -241,18 +260,30 @@ class Reconciler:
             async for line in sink.lines(subscription, from_s=from_s, to_s=self._to_s):
                 yield line
 
-    async def _waiting(self, sink: str) -> Waiting:
-        """What the outbox has. Entries that wait for their next try are counted, because they cannot be listed."""
+    async def _waiting(self, sink: str, wanted: AbstractSet[CallId] | None = None) -> Waiting:
+        """What the outbox has, of these calls or, as far as may be held, of all that are asked about."""
         count = (await self._store.pending()).get(sink)
         if count is None:
             return Waiting(frozenset(), 0, {})  # not registered yet: nothing was ever recorded for it
-        entries = await self._store.fetch(sink, range(PARTITIONS), min(count, self._max_held))
-        letters = await self._store.dead_letters(sink, self._max_held)
-        return Waiting(
-            {_id(entry.record) for entry in entries},
-            max(count - len(entries), 0),
-            {_id(letter.record): letter.reason for letter in letters if self._tenant in (None, letter.tenant)},
-        )
+        pending, looked_at = set[CallId](), 0
+        for partition in range(PARTITIONS) if count else ():
+            room = self._max_held - (len(pending) if wanted is None else 0)
+            entries = await self._store.fetch(sink, [partition], room, early=True)
+            looked_at += len(entries)
+            pending |= self._ids(entries, wanted).keys()
+        letters = self._ids(await self._store.dead_letters(sink, self._max_held), wanted)
+        dead = {id_: letter.reason for id_, letter in letters.items()}
+        return Waiting(pending, max(count - looked_at, 0), dead)
+
+    def _ids(self, found: Iterable[E], wanted: AbstractSet[CallId] | None) -> dict[CallId, E]:
+        """Those of `wanted`, or that are asked about."""
+        ids = ((_id(each.record), each) for each in found)
+        if wanted is not None:
+            return {id_: each for id_, each in ids if id_ in wanted}
+        return {id_: each for id_, each in ids if self._tenant in (None, each.tenant) or self._is_shared(id_[0])}
+
+    def _is_shared(self, subscription: str) -> bool:
+        return self._subscriptions is not None and subscription in self._subscriptions
 
 
 class _Ids(msgspec.Struct):

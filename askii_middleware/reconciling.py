@@ -20,9 +20,13 @@ MAX_LISTED: Final = 1000
 """Differences of one kind that are named; beyond that they are counted."""
 _MODULUS: Final = 1 << 128
 
-Kind = Literal["pending", "dead letter", "missing", "unknown", "different", "unbillable", "ledger"]
-"""Of a difference: not delivered yet; given up; delivered and not there; there and not ours; there with another value;
+Kind = Literal[
+    "pending", "earlier", "dead letter", "missing", "unknown", "different", "doubled", "unbillable", "ledger"
+]
+"""Of a difference: not delivered yet; settled before the sink was there, so never to be sent; given up; delivered and
+not there; there and not ours; there with another value; several lines with one id, and not the same on both sides;
 nothing that can be billed, and not given up either; the ledger's own sums against its records."""
+NO_FAULT: Final = frozenset[Kind]({"pending", "earlier"})
 Key = tuple[str, str, str]
 """Subscription, code and id."""
 CallId = tuple[str, str]
@@ -118,7 +122,7 @@ class Waiting(NamedTuple):
 
     Attributes:
         pending: entries that are known to wait.
-        more: so many more wait, for their next try, and cannot be named.
+        more: so many more wait, and were not looked at.
         dead: dead letters, with their reasons.
     """
 
@@ -127,22 +131,41 @@ class Waiting(NamedTuple):
     dead: Mapping[CallId, str]
 
 
-def compare(ours: Mapping[Key, tuple[Line, CallId]], theirs: Mapping[Key, Line], waiting: Waiting) -> list[Difference]:
-    """Every difference between the lines of some buckets. `ours` come with their call ids."""
+class Ours(NamedTuple):
+    """A line of ours, with the call it is of."""
+
+    line: Line
+    call: CallId
+    earlier: bool = False
+    """Whether it was settled before the sink was registered."""
+
+
+def compare(
+    ours: Mapping[Key, Sequence[Ours]], theirs: Mapping[Key, Sequence[Line]], waiting: Waiting
+) -> list[Difference]:
+    """Every difference between the lines of some buckets; none only where both sides have the same lines as often."""
     found = []
     for key in sorted(ours.keys() | theirs.keys()):
-        mine, line = ours.get(key), theirs.get(key)
-        if mine is not None and line is not None:
-            if mine[0].value != line.value:
-                found.append(_difference("different", key, mine[0].value, line.value))
-        elif mine is not None:
-            line, call = mine
-            kind: Kind = "pending" if call in waiting.pending else "missing"
-            kind = "dead letter" if call in waiting.dead else kind
-            found.append(_difference(kind, key, line.value, None, waiting.dead.get(call, "")))
-        elif line is not None:
-            found.append(_difference("unknown", key, None, line.value))
+        mine, yours = ours.get(key, ()), theirs.get(key, ())
+        if not yours:
+            found += [_absent(key, each, waiting) for each in mine]
+        elif not mine:
+            found += [_difference("unknown", key, None, line.value) for line in yours]
+        elif (left := sorted(each.line.value for each in mine)) != (right := sorted(line.value for line in yours)):
+            kind: Kind = "different" if len(left) == len(right) == 1 else "doubled"
+            found.append(_difference(kind, key, " + ".join(left), " + ".join(right)))
     return found
+
+
+def _absent(key: Key, mine: Ours, waiting: Waiting) -> Difference:
+    kind: Kind = "missing"
+    if mine.call in waiting.dead:
+        kind = "dead letter"
+    elif mine.call in waiting.pending:
+        kind = "pending"
+    elif mine.earlier:
+        kind = "earlier"
+    return _difference(kind, key, mine.line.value, None, waiting.dead.get(mine.call, ""))
 
 
 def _difference(kind: Kind, key: Key, ours: str | None, theirs: str | None, detail: str = "") -> Difference:
@@ -164,7 +187,7 @@ class Findings:
                 self.listed.append(difference)
 
     def forgive(self, count: int) -> None:
-        """Up to so many that are missing wait for their next try: no one can tell which, so all or none is."""
+        """Up to so many that are missing may wait: no one has looked which, so all or none do."""
         missing = self.counts.get("missing", 0)
         if 0 < missing <= count:
             self.listed = [each._replace(kind="pending") if each.kind == "missing" else each for each in self.listed]
@@ -172,8 +195,8 @@ class Findings:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing differs but what is still on its way."""
-        return not self.counts.keys() - {"pending"}
+        """Whether nothing differs but what is still on its way, or never was to be sent."""
+        return not self.counts.keys() - NO_FAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,15 +241,33 @@ def unlike(ours: Fold, theirs: Fold) -> dict[tuple[str, str], tuple[Sums, Sums]]
     return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
 
 
-def ledger_differences(
-    booked: Mapping[str, int], before: Mapping[str, int], after: Mapping[str, int]
-) -> Sequence[Difference]:
+class Running:
+    """Sums of records by tenant, in nano-USD, with the least and the most that each was since `mark`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, int] = {}
+        self.moved: dict[str, tuple[int, int]] = {}
+        """Of those that changed."""
+
+    def mark(self) -> None:
+        self.moved.clear()
+
+    def add(self, tenant: str, nano_usd: int) -> None:
+        before = self.sums.get(tenant, 0)
+        now = self.sums[tenant] = before + nano_usd
+        low, high = self.moved.get(tenant, (before, before))
+        self.moved[tenant] = min(low, now), max(high, now)
+
+
+def ledger_differences(booked: Mapping[str, int], running: Running) -> Sequence[Difference]:
     """Tenants whose aggregates are not what their records come to, in nano-USD. The records were read before the
-    aggregates and again after them: a tenant whose calls were settled meanwhile may be anywhere in between.
+    aggregates (then comes the mark) and again after them: a tenant whose calls were settled meanwhile may be anywhere
+    in between, and nowhere else.
     """
-    return [
-        Difference("ledger", tenant, "", "", str(after.get(tenant, 0)), str(booked.get(tenant, 0)), "records, ledger")
-        for tenant in sorted(booked.keys() | after.keys())
-        if booked.get(tenant, 0) not in (before.get(tenant, 0), after.get(tenant, 0))
-        and before.get(tenant, 0) == after.get(tenant, 0)
-    ]
+    found = []
+    for tenant in sorted(booked.keys() | running.sums.keys()):
+        now, has = running.sums.get(tenant, 0), booked.get(tenant, 0)
+        low, high = running.moved.get(tenant, (now, now))
+        if not low <= has <= high:
+            found.append(Difference("ledger", tenant, "", "", str(now), str(has), "records, ledger"))
+    return found

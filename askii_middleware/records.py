@@ -74,6 +74,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     shadow: str | None = None
     """In shadow mode: what would have happened."""
     duration_ms: float = 0.0
+    """From admission to the record; of an adjustment, from the admission of the call it corrects."""
     usage: UsageCounts
     charges: tuple[Charge, ...] = ()
     cost_nano_usd: int
@@ -87,6 +88,21 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 decode_record = msgspec.json.Decoder(UsageRecord).decode
 """Bytes of a complete record to a `UsageRecord`. Raises msgspec.DecodeError or msgspec.ValidationError."""
+
+EXTERNAL = "external"
+"""The `api` of what was computed elsewhere, under ids of its callers' own."""
+
+
+def external_id(subscription: str, call_id: str) -> str:
+    """What a caller's own id, unique for its subscription, is in the ledger. No two have the same."""
+    return f"{EXTERNAL}:{subscription.replace('%', '%25').replace(':', '%3A')}:{call_id}"
+
+
+def unique_id(record: UsageRecord) -> str:
+    """An id that no other record has, also of another subscription: the one the ledger knows it by."""
+    is_own = record.api == EXTERNAL and record.kind == "usage"
+    return external_id(record.subscription, record.call_id) if is_own else record.call_id
+
 
 _encode = msgspec.json.Encoder().encode
 _TAIL = b',"late":false,"askii_coins":0}'

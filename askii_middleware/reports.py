@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .admission import BudgetState, decide, fitting
 from .admitting import Admitter, exceeded
@@ -22,6 +22,10 @@ from .identity import Identity
 from .names import ModelNames
 from .options import OptionBuilder
 from .stores.base import SpendRow, Store
+
+if TYPE_CHECKING:
+    from .modes import Modes
+    from .tenants import TenantBook
 
 Deployment = str | Mapping[str, Any]
 
@@ -53,6 +57,8 @@ class Reports(ABC):
     rates: RateSource
     fallbacks: Fallbacks
     clock: Callable[[], float]
+    modes: Modes
+    tenants: TenantBook
     _admitter: Admitter
     _builder: OptionBuilder
 
@@ -197,7 +203,7 @@ class Reports(ABC):
         output_tokens: int | None = None,
     ) -> tuple[list[Deployment], dict[str, str]]:
         """The deployments that a call of this size could go to within all budgets, in their order, and why the others
-        cannot take it, by name. Looks only: nothing is held.
+        cannot take it, by name: for a suspended tenant, all of them. Looks only: nothing is held.
 
         Args:
             identity: who would call, or the tenant's name.
@@ -211,6 +217,7 @@ class Reports(ABC):
         who = identity if isinstance(identity, Identity) else Identity(tenant=identity)
         now_s, rate = self.clock(), self.rates.current()
         windows = self.index.windows(now_s)
+        suspended = self.tenants.find(who.tenant) if self.modes.of(who.tenant) == "enforce" else None
         allowed: list[Deployment] = []
         reasons: dict[str, str] = {}
         for deployment in deployments:
@@ -222,6 +229,9 @@ class Reports(ABC):
                 input_tokens=whole_count("input_tokens", input_tokens),
                 output_tokens=None if output_tokens is None else whole_count("output_tokens", output_tokens),
             )
+            if suspended is not None:
+                reasons[spec.deployment or spec.model] = str(suspended)
+                continue
             try:
                 option = self._builder.options(spec, who.tenant)[0]
             except UnknownModelError as error:

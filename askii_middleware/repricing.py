@@ -66,6 +66,7 @@ class Repriced:
 
     Attributes:
         read: records looked at.
+        found: of these, the ones of this model, tenant and span.
         unchanged: calls that have come to the right price already.
         capped: calls of which less was credited, because corrections by hand had left no more of their charge.
         sums: by tenant and model. Beyond 10,000 of them, all further ones are one.
@@ -74,6 +75,7 @@ class Repriced:
 
     dry_run: bool
     read: int = 0
+    found: int = 0
     unchanged: int = 0
     capped: int = 0
     sums: dict[tuple[str, str], Sum] = field(default_factory=dict)
@@ -196,6 +198,7 @@ class Repricing(Adjusting):
         after = 0
         while page := await self.store.records(after, PAGE):
             found = [record for _, raw in page if (record := _readable(raw, done)) is not None and record in wanted]
+            done.found += len(found)
             calls = list(_priceable(found, price_at, done))
             for start in range(0, len(calls), AT_ONCE):
                 await self._reprice_some(calls[start : start + AT_ONCE], done, f"reprice {model[:256]}")

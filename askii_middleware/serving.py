@@ -12,8 +12,9 @@ from .default_tracker import get_cost_tracker
 from .errors import ConfigurationError, StoreError
 from .identify import Identifier, IdentityFailure, key_directory
 from .middleware import AskiiMiddleware
+from .providers.free import is_free
 from .refusals import RefusedError, ledger_unavailable, mints_refused, send_refusal, unauthorized
-from .routes import Routes, mints_credentials, route_path
+from .routes import Routes, mints_credentials, route_path, undisguised
 from .settings import Settings, describe, limits_nothing, load_settings
 from .sockets import deny
 
@@ -85,6 +86,7 @@ def _with_webhooks(app: ASGIApp, settings: Settings, table: LagoWebhookSettings,
     from .lago_signatures import fetched_from  # noqa: PLC0415 - only where it is configured
     from .lago_webhooks import LagoWebhooks  # noqa: PLC0415 - as above
 
+    _check_free(table.path, settings)
     public_key: str | FetchKey | None = table.public_key.get_secret_value() if table.public_key else None
     if table.url is not None and table.api_key is not None:
         public_key = fetched_from(table.url, table.api_key.get_secret_value())
@@ -93,6 +95,7 @@ def _with_webhooks(app: ASGIApp, settings: Settings, table: LagoWebhookSettings,
         hmac_key=table.hmac_key.get_secret_value() if table.hmac_key else None,
         public_key=public_key,
         issuer=table.issuer,
+        organization_id=table.organization_id,
         subscriptions=table.subscriptions or _billed_to(settings, tracker),
         customers=table.customers,
     )
@@ -102,6 +105,18 @@ def _with_webhooks(app: ASGIApp, settings: Settings, table: LagoWebhookSettings,
         await (webhooks if mine else app)(scope, receive, send)
 
     return routed
+
+
+def _check_free(path: str, settings: Settings) -> None:
+    """Raise ConfigurationError where something else is served at the path of the webhooks, or nothing can be."""
+    plain = undisguised(path)
+    if path in (*OWN_PATHS, METRICS_PATH, settings.metrics_path):
+        raise ConfigurationError(f"lago_webhooks.path: the gateway itself answers at {path}; choose another path")
+    everything = Routes()
+    if everything.apis("POST", path) or everything.socket(path) is not None or is_free(plain):
+        raise ConfigurationError(f"lago_webhooks.path: {path} is a path of a metered API; choose another")
+    if plain != path:
+        raise ConfigurationError(f"lago_webhooks.path: {path} reaches the gateway as {plain}; write it so")
 
 
 def _billed_to(settings: Settings, tracker: CostTracker) -> Callable[[str], Iterable[str]]:

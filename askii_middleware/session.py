@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .alerts import lease_of
 from .errors import StoreError
+from .registrations import register
 from .stores.base import DeadWorkerError
 from .writer import NoPlaceError
 
@@ -240,7 +241,7 @@ class Session:
         await self._beat()
         self._index.update(*await self._store.forms())
         await self._watcher.look()  # before any call: a tenant may be suspended since long
-        await self._store.register_sinks([sink.name for sink in self._sinks])
+        await register(self._store, [sink.name for sink in self._sinks])
         await self._store.register_channels([lease_of(channel) for channel in self._channels])
 
     def wake(self) -> None:

@@ -27,6 +27,11 @@ class BillingSettings(Table):
     def _one_rule(self) -> Self:
         if self.subscriptions and self.subscription != "tenant":
             raise ValueError("the table subscriptions is by tenant: give it, or another subscription, not both")
+        if self.otherwise == "none" and not self.subscriptions and self.subscription == "tenant":
+            raise ValueError(
+                'otherwise = "none" does nothing: a tenant is its own subscription unless subscriptions or '
+                "subscription say otherwise"
+            )
         return self
 
     @property

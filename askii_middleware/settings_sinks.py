@@ -8,7 +8,18 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from .settings_tables import Count, HookUrl, LagoSettings, Number, Seconds, Secret, Table, Text, problems
+from .settings_tables import (
+    Count,
+    HookUrl,
+    LagoSettings,
+    Number,
+    RequestSeconds,
+    Seconds,
+    Secret,
+    Table,
+    Text,
+    problems,
+)
 
 
 class LogSettings(Table):
@@ -35,7 +46,7 @@ class WebhookSettings(Table):
     max_age_s: Seconds | None = None
     remembers_s: Seconds | None = None
     allow_http: bool = False
-    timeout_s: Seconds = 10.0
+    timeout_s: RequestSeconds = 10.0
 
 
 SinkTable = LagoSettings | LogSettings | WebhookSettings

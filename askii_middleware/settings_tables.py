@@ -172,6 +172,8 @@ def _network(value: object) -> object:
 Number = BeforeValidator(_no_bool)
 Count = Annotated[int, Number, Field(ge=1)]
 Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+RequestSeconds = Annotated[float, Number, Field(gt=0, le=11)]
+"""For one request of a sink: a `send` needs up to twice that, and is cancelled after 22 s."""
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS), AfterValidator(_no_nul)]
 Secret = Annotated[SecretStr, BeforeValidator(_reveal), Field(min_length=1)]
@@ -259,12 +261,23 @@ class LagoSettings(Table):
     events: Annotated[tuple[Literal["coins", "tokens"], ...], Field(min_length=1)] = ("coins",)
     code: Text = "askii_coins"
     token_codes: dict[Text, Text] | None = None
-    only_tenants: tuple[Text, ...] | None = None
+    only_tenants: Annotated[tuple[Text, ...] | None, Field(min_length=1)] = None
+    """Bill these only; None: all."""
     properties: dict[Text, Text] = {}
     """Constants, and fields of the record in braces: `{ env = "prod", team = "{team}" }`."""
     max_age_s: Seconds | None = None
     """Older records go to the dead letters: no invoice that is final takes them any more. None: Lago's to say."""
-    timeout_s: Seconds = 10.0
+    allow_http: bool = False
+    """Take a `url` beyond this machine without TLS."""
+    timeout_s: RequestSeconds = 10.0
+
+    @model_validator(mode="after")
+    def _codes_of_what_is_sent(self) -> Self:
+        if self.token_codes is not None and "tokens" not in self.events:
+            raise ValueError('token_codes does nothing: add "tokens" to events')
+        if "code" in self.model_fields_set and "coins" not in self.events:
+            raise ValueError('code does nothing without "coins" in events: tokens are sent under token_codes')
+        return self
 
 
 class AlertSettings(Table):

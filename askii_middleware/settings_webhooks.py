@@ -22,6 +22,8 @@ class LagoWebhookSettings(Table):
     api_key: Secret | None = None
     issuer: Text | None = None
     """What tokens must name as their issuer."""
+    organization_id: Text | None = None
+    """Whose webhooks count, by Lago's id of the organisation; a must for the signature `jwt`."""
     subscriptions: dict[Text, tuple[Text, ...]] | None = None
     """External subscription ids and the tenants they stand for; None: see `LagoWebhooks`."""
     customers: dict[Text, tuple[Text, ...]] | None = None
@@ -34,4 +36,18 @@ class LagoWebhookSettings(Table):
             raise ValueError("give public_key, or url and api_key to fetch it from, not both")
         if self.hmac_key is None and self.public_key is None and self.url is None:
             raise ValueError("give hmac_key, or public_key, or url and api_key: unsigned webhooks are forged")
+        if self.organization_id is None and (self.public_key is not None or self.url is not None):
+            raise ValueError(
+                "public_key, and url, need organization_id: a Lago signs for all its organisations with one key"
+            )
+        if self.url is not None and _is_exposed(self.url):
+            raise ValueError("url must be https beyond this machine: who can change the key can forge webhooks")
+        if self.issuer is not None and self.public_key is None and self.url is None:
+            raise ValueError("issuer does nothing without public_key, or url and api_key: only tokens name one")
         return self
+
+
+def _is_exposed(url: str) -> bool:
+    from .sinks.http import is_exposed  # noqa: PLC0415 - httpx only where it will be used
+
+    return is_exposed(url)

@@ -89,14 +89,18 @@ class SocketDoor:
         tracker = self._tracker
         if tracker.modes.of(identity.tenant) != "enforce":
             return
-        if tracker.tenants.find(identity.tenant) is not None:
-            raise tenant_suspended(call_id)
+        away: StoreError | None = None
         try:
             lines = await tracker.budget_lines(identity.dimensions())
         except StoreError as error:
+            away = error
+        # Only now: the first question of a process opens the ledger, and learns from it who is suspended.
+        if tracker.tenants.find(identity.tenant) is not None:
+            raise tenant_suspended(call_id)
+        if away is not None:
             if self._settings.on_store_error == "allow":
                 return
-            raise ledger_unavailable(call_id) from error
+            raise ledger_unavailable(call_id) from away
         short = [line for line in lines if fitting((line,), 1) is None]
         if short:
             line = max(short, key=lambda line: line.resets_at_s)

@@ -15,7 +15,7 @@ from datetime import datetime
 
 import httpx
 
-from askii_middleware.records import UsageRecord
+from askii_middleware.records import UsageRecord, unique_id
 from askii_middleware.sinks.base import BACK_OFF, DELIVERED, KEPT, Delivery, Verdict
 
 DAY_S = 86_400.0
@@ -66,7 +66,7 @@ class StripeSink:
         """May raise: then the whole batch comes again, and Stripe knows what it has by the identifiers."""
         form = {
             "event_name": self._event_name,
-            "identifier": record.call_id,
+            "identifier": unique_id(record),
             "timestamp": str(at_s),
             "payload[stripe_customer_id]": record.subscription,
             "payload[value]": str(record.askii_coins),

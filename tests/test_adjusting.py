@@ -69,7 +69,7 @@ async def test_a_credit_of_a_call_lowers_the_window_model_and_payers_it_was_char
             usage=UsageCounts(),
             charges=(Charge(bucket="adjustment", quantity=1, nano_usd=-100_000),),
             cost_nano_usd=-100_000,
-            duration_ms=0.0,
+            duration_ms=DAY_S * 1000,
             askii_coins=0,
         )
         assert await records_of(tracker) == [call, (await records_of(tracker))[1], credit]

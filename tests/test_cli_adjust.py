@@ -26,7 +26,9 @@ PRICES = '[pricing."m"]\ninput_usd_per_mtok = {}\noutput_usd_per_mtok = 2\n'
 def config(tmp_path: Path) -> str:
     """A ledger with two calls of `acme`, of 1,000,000 nano-USD each."""
     path = tmp_path / "askii.toml"
-    path.write_text(f'store = "sqlite:///{tmp_path / "askii.db"}"\n{PRICES.format(1)}')
+    path.write_text(
+        f'store = "sqlite:///{tmp_path / "askii.db"}"\n{PRICES.format(1)}[sinks.log]\npath = "{tmp_path}/u.jsonl"\n'
+    )
 
     async def use() -> None:
         async with CostTracker.from_settings(load_settings(path)) as tracker:
@@ -163,6 +165,27 @@ def test_repricing_tells_sums_and_what_it_could_not_price(config: str, capsys: p
     assert done == {**planned, "dry_run": False, "records_read": 5}
     again, _ = told(config, capsys, *command)
     assert (again["adjusted"], again["usd"], again["unchanged"], again["sums"]) == (0, "0", 2, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "typo"), "no record in this span has the model 'typo' (2 records read)"),
+        (("--model", "m", "--tenant", "globex"), "no record of the tenant 'globex' in this span has the model 'm'"),
+        (("--model", "m", "--until", "2020-01-02"), "no record in this span has the model 'm'"),
+    ],
+)
+def test_repricing_what_is_in_no_record_fails_and_says_so(
+    arguments: tuple[str, ...], message: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in failed(config, capsys, "reprice", "--since", "2020-01-01", *arguments)
+
+
+def test_an_adjustment_that_no_sink_will_bill_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "askii.toml"
+    path.write_text(f'store = "sqlite:///{tmp_path / "askii.db"}"\n')
+    _, err = told(str(path), capsys, "adjust", "acme", "-1", "--reason", "goodwill")
+    assert err == "askii: no sink is registered in this ledger, so no sink will ever bill this\n"
 
 
 def test_repricing_in_plain_text(config: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
+from askii_middleware import cli_outbox
 from askii_middleware.cli import main
 from askii_middleware.delivery import DeliveryLoop
 from askii_middleware.delivery_age import DESPITE_AGE, TOO_OLD
@@ -188,7 +189,7 @@ def test_retry_says_that_what_was_too_old_needs_another_word(ledger: Path, askii
     assert [item.name for item in on(ledger, lambda store: store.items(DESPITE_AGE))] == ["log"]
 
 
-def test_export_has_every_dead_letter_and_all_that_may_be_sent_as_whole_records(ledger: Path, askii: Askii) -> None:
+def test_export_has_every_dead_letter_and_all_that_waits_as_whole_records(ledger: Path, askii: Askii) -> None:
     on(ledger, troubled)
     done = askii("export", "log")
     rows = [json.loads(line) for line in done.out.splitlines()]
@@ -196,10 +197,11 @@ def test_export_has_every_dead_letter_and_all_that_may_be_sent_as_whole_records(
         ("dead", "call-00001", "acme", 1)
     ]
     assert rows[0]["reason"] == "no such code"
-    assert sorted(row["call_id"] for row in rows if row["state"] == "pending") == ["call-00003", "call-00004"]
+    waiting = sorted(row["call_id"] for row in rows if row["state"] == "pending")
+    assert waiting == ["call-00002", "call-00003", "call-00004"]
     for row in rows:
         assert decode_record(json.dumps(row["record"]).encode()).call_id == row["call_id"]
-    assert "1 more wait for a moment of their own" in done.err
+    assert (done.status, done.err) == (0, "")
     assert askii("status", "--json").json[0]["pending"] == 3  # nothing was changed
 
 
@@ -209,13 +211,69 @@ def test_export_makes_a_new_file_for_its_owner_alone_and_never_overwrites_one(
     on(ledger, troubled)
     file = tmp_path / "left.jsonl"
     done = askii("export", "log", str(file), "--json")
-    assert done.json == {"sink": "log", "dead": 1, "pending": 2, "file": str(file)}
+    assert done.json == {"sink": "log", "dead": 1, "pending": 3, "file": str(file)}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     before = file.read_bytes()
-    assert len(before.splitlines()) == 3
+    assert len(before.splitlines()) == 4
     done = askii("export", "log", str(file))
     assert (done.status, done.err) == (1, f"askii: outbox export: cannot create {file}: File exists\n")
     assert file.read_bytes() == before
+
+
+def test_an_export_that_misses_something_ends_with_1(
+    ledger: Path, askii: Askii, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(ledger, troubled)
+
+    async def delivered_meanwhile(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(SQLiteStore, "fetch", delivered_meanwhile)
+    done = askii("export", "log")
+    assert done.status == 1
+    assert "3 more waited and are not in it" in done.err
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_limit_that_shows_nothing_is_refused(ledger: Path, askii: Askii, limit: str) -> None:
+    on(ledger, troubled)
+    with pytest.raises(SystemExit) as refused:
+        askii("dead", "log", "--limit", limit)
+    assert refused.value.code == 2
+
+
+def test_what_others_named_or_answered_does_not_reach_the_terminal_raw(ledger: Path, askii: Askii) -> None:
+    async def rude(store: Store) -> None:
+        await store.register_sinks(["log"])
+        await put(store, record(0, subscription="acme\u202e\x1b[2J"))
+        await one_round(store, ScriptedSink("log", [Delivery((Verdict("rejected", "no\x1b[31m\nyes ä"),))]))
+
+    on(ledger, rude)
+    out = askii("dead", "log").out
+    assert out.count("\n") == 2
+    assert r"acme\u202e\x1b[2J" in out
+    assert r"no\x1b[31m\nyes ä" in out
+    assert not {"\x1b", "\u202e"} & set(out)
+    error = askii("dead", "l\x1bg").err
+    assert error.endswith("there are log\n")
+    assert "\x1b" not in error
+
+
+def test_dead_letters_are_counted_as_far_as_they_are_loaded(
+    ledger: Path, askii: Askii, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_outbox, "COUNTED", 2)
+
+    async def refused(store: Store) -> None:
+        await store.register_sinks(["log"])
+        await put(store, *(record(n) for n in range(3)))
+        await one_round(store, ScriptedSink("log", [Delivery((Verdict("rejected", f"{TOO_OLD}9 s"),) * 3)]))
+
+    on(ledger, refused)
+    assert askii("status", "--json").json[0]["dead"] == "2 or more"
+    done = askii("retry", "log", "--json")
+    assert done.json == {"sink": "log", "retried": 3}
+    assert "2 of the first 2 were too old" in done.err
 
 
 @pytest.mark.parametrize("sink", ["log", "lago", "lago-tokens"])

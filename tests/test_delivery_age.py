@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from askii_middleware.delivery_age import CONFIRM_S, DESPITE_AGE, LOOK_S, TOO_OLD, Ages
@@ -64,11 +65,9 @@ async def look_for(worker: SinkWorker, clock: FakeClock, seconds: float) -> None
         clock.advance(min(wait_s, 1.0))
 
 
-def test_traits_have_defaults_and_the_shorter_age_counts() -> None:
+def test_traits_have_defaults() -> None:
     assert traits_of(MemorySink()) == Traits("string", None, None)
-    assert traits_of(MemorySink()).sendable_s is None
-    assert traits_of(AgedSink()).sendable_s == DAY_S
-    assert traits_of(AgedSink(max_age_s=60.0, remembers_s=None)).sendable_s == 60.0
+    assert traits_of(AgedSink()) == Traits("string", 35 * DAY_S, DAY_S)
 
 
 @pytest.mark.parametrize("bad", [0, -1.0, float("nan"), "1 day"])
@@ -160,6 +159,36 @@ async def test_partitions_without_old_records_go_on_while_others_are_looked_at(s
     assert sink.delivered == ids(3)
     await look_for(worker, clock, CONFIRM_S)
     assert sink.delivered == ids(3, 2)
+
+
+async def test_a_correction_of_an_old_call_is_young_to_what_a_receiver_remembers(
+    store: Store, clock: FakeClock
+) -> None:
+    """So is a batch that ran for a day: what counts is when the record was made."""
+    sink = AgedSink()
+    worker = await worker_for(store, sink, clock)
+    old = aged(1, clock, 20 * DAY_S)
+    await put(store, msgspec.structs.replace(old, duration_ms=20 * DAY_S * 1000 - 5.0))
+    await put(store, msgspec.structs.replace(aged(2, clock, 36 * DAY_S), duration_ms=36 * DAY_S * 1000))
+    await drain(worker, clock)
+    assert sink.delivered == ids(1)
+    (letter,) = await store.dead_letters("sink")
+    assert "the receiver takes records for" in letter.reason  # its moment of use is too old, whenever it was made
+
+
+async def test_other_tenants_of_the_partition_do_not_wait_for_what_is_looked_at(store: Store, clock: FakeClock) -> None:
+    other = next(f"t{n}" for n in range(100) if partition_of(f"t{n}") == partition_of("acme"))
+    sink = AgedSink()
+    worker = await worker_for(store, sink, clock)
+    await put(store, aged(1, clock, 2 * DAY_S), aged(2, clock, 5.0), aged(3, clock, 5.0, tenant=other))
+    await look_for(worker, clock, 10.0)
+    assert sink.delivered == ids(3)
+    await put(store, aged(4, clock, 5.0, tenant=other))
+    await look_for(worker, clock, LOOK_S + 1)
+    assert sink.delivered == ids(3, 4)
+    await look_for(worker, clock, CONFIRM_S)
+    assert sink.delivered == ids(3, 4, 2)
+    assert [letter.call_id for letter in await store.dead_letters("sink")] == ids(1)
 
 
 async def test_once_it_is_certain_a_backlog_goes_without_further_waiting(store: Store, clock: FakeClock) -> None:

@@ -42,7 +42,7 @@ LAYERS = {
         ),
         *("kept_calls", "leased", "leased.*", "metering", "reports"),
         *("session", "settling", "tracker", "waiting", "writer"),
-        *("item_watch", "reconciler", "reconciling", "tenants"),
+        *("item_watch", "reconciler", "registrations", "reconciling", "tenants"),
         *("adjusting", "corrections", "price_again", "repricing"),
     },
     "edges": {
@@ -70,7 +70,7 @@ LAYERS = {
             "settings_tables",
             "settings_webhooks",
         ),
-        *("lago_effects", "lago_signatures", "lago_webhooks"),
+        *("lago_effects", "lago_memory", "lago_signatures", "lago_webhooks"),
     },
     "package": {""},
 }

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from askii_middleware.lago_webhooks import CLAIM_S, KIND, MAX_BODY_BYTES, REMEMBER_S
+from askii_middleware.lago_memory import CLAIM_S, KIND, REMEMBER_S
+from askii_middleware.lago_webhooks import MAX_BODY_BYTES
 from askii_middleware.tracker import CostTracker
 
 from .support.asgi import http_scope
@@ -49,12 +50,104 @@ async def test_what_is_older_than_the_memory_is_not_done_again(tmp_path: Path) -
         await post(app, DEPLETED, signed(DEPLETED, unique="1"))
         await post(app, TOPPED_UP, signed(TOPPED_UP, unique="2"))
         clock.advance(REMEMBER_S + 1)
-        body = webhook("wallet.depleted_ongoing_balance", credits_ongoing_balance="-0.3")
-        await post(app, body, signed(body, unique="3"))
+        body = webhook("wallet.depleted_ongoing_balance", last_balance_sync_at="2026-01-01T00:00:00Z")
+        assert await post(app, body, signed(body, unique="3")) == (200, "done")
         assert await post(app, TOPPED_UP, signed(TOPPED_UP, unique="2")) == (200, "replayed")
         assert suspended(tracker, "acme") == [True]
-        assert {item.name for item in await tracker.store.items(KIND)} >= {"key 3"}
-        assert "key 1" not in {item.name for item in await tracker.store.items(KIND)}
+        names = {item.name for item in await tracker.store.items(KIND)}
+        assert names >= {"key 3", "key 1"}  # an empty wallet's time says nothing of its age: kept for good
+        assert "key 2" not in names
+
+
+@both_stores
+async def test_an_empty_wallet_is_not_replayed_however_old(kind: str, tmp_path: Path) -> None:
+    clock = Clock()
+    async with receiving(tmp_path, kind, clock=clock) as (tracker, app):
+        await post(app, DEPLETED, signed(DEPLETED, unique="1"))
+        await tracker.resume_tenant("acme")
+        clock.advance(REMEMBER_S * 13)
+        for unique in ("1", "2", None):
+            assert await post(app, DEPLETED, signed(DEPLETED, unique=unique)) == (200, "replayed")
+        assert suspended(tracker, "acme") == [False]
+
+
+async def test_a_wallet_whose_balance_moved_long_ago_is_empty_all_the_same(tmp_path: Path) -> None:
+    clock = Clock()
+    async with receiving(tmp_path, clock=clock) as (tracker, app):
+        clock.advance(REMEMBER_S * 2)
+        assert await post(app, DEPLETED) == (200, "done")
+        assert suspended(tracker, "acme") == [True]
+
+
+# Out of order ---------------------------------------------------------------------------------------------------------
+
+EARLY, LATE = "2025-12-31T22:00:00Z", "2026-01-01T00:00:10Z"
+ENDED_EARLY = webhook("subscription.terminated", terminated_at=EARLY)
+ENDED_LATE = webhook("subscription.terminated", terminated_at=LATE)
+STARTED_EARLY = webhook("subscription.started", started_at=EARLY, created_at=EARLY)
+EMPTY_LATE = webhook("wallet.depleted_ongoing_balance", last_balance_sync_at=LATE)
+PAID_EARLY = webhook("wallet_transaction.updated", settled_at=EARLY, created_at=EARLY)
+
+
+@both_stores
+@pytest.mark.parametrize(
+    ("first", "second", "stays"),
+    [
+        (STARTED, ENDED_EARLY, False),
+        (ENDED_LATE, STARTED_EARLY, True),
+        (TOPPED_UP, DEPLETED, False),
+        (EMPTY_LATE, PAID_EARLY, True),
+    ],
+    ids=["start, end", "end, start", "top-up, empty", "empty, top-up"],
+)
+async def test_the_later_webhook_counts_whichever_comes_last(
+    first: bytes, second: bytes, stays: bool, kind: str, tmp_path: Path
+) -> None:
+    async with receiving(tmp_path, kind) as (tracker, app):
+        assert await post(app, first, signed(first, unique="1")) == (200, "done")
+        assert await post(app, second, signed(second, unique="2")) == (200, "late")
+        assert suspended(tracker, "acme") == [stays]
+        assert await post(app, second, signed(second, unique="2")) == (200, "replayed")
+
+
+async def test_what_comes_late_for_one_is_in_time_for_others(tmp_path: Path) -> None:
+    async with receiving(tmp_path) as (tracker, app):
+        await post(app, STARTED, signed(STARTED, unique="1"))
+        other = webhook("subscription.terminated", external_id="globex", terminated_at=EARLY)
+        assert await post(app, other, signed(other, unique="2")) == (200, "done")
+        assert await post(app, DEPLETED, signed(DEPLETED, unique="3")) == (200, "done")
+        assert suspended(tracker, "globex", "acme") == [True, True]
+
+
+async def test_two_workers_never_work_on_one_subscription_at_once(tmp_path: Path) -> None:
+    store, tracker, clock = _crashing(tmp_path)
+    async with tracker:
+        store.faults["put_item"] = [*["ok"] * 3, "hang"]
+        dying = asyncio.create_task(post(hooks(tracker), ENDED_LATE, signed(ENDED_LATE, unique="1")))
+        while store.calls.count("put_item") < 4:
+            await asyncio.sleep(0)
+        assert await post(hooks(tracker), STARTED, signed(STARTED, unique="2")) == (503, "unavailable")
+        dying.cancel()
+        await asyncio.wait([dying])
+        clock.advance(CLAIM_S)
+        assert await post(hooks(tracker), STARTED, signed(STARTED, unique="2")) == (200, "done")
+
+
+async def test_what_is_remembered_of_others_is_not_read(tmp_path: Path) -> None:
+    store, tracker, _ = _crashing(tmp_path)
+    async with tracker:
+        asked: list[str] = []
+        items = store.items
+
+        async def watched(kind: str) -> Any:
+            asked.append(kind)
+            return await items(kind)
+
+        store.items = watched  # type: ignore[method-assign]
+        await post(hooks(tracker), TERMINATED)
+        await post(hooks(tracker), TERMINATED)
+        assert KIND not in asked
+        assert len([kind for kind in asked if kind.startswith("lago-latest:")]) == 1
 
 
 def _crashing(tmp_path: Path) -> tuple[FaultyStore, CostTracker, Clock]:
@@ -63,7 +156,7 @@ def _crashing(tmp_path: Path) -> tuple[FaultyStore, CostTracker, Clock]:
     return store, make_tracker(store, clock=clock), clock
 
 
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", range(8))
 @pytest.mark.parametrize("fault", ["fail", "after"])
 async def test_wherever_it_breaks_off_lagos_next_try_has_the_effect_once(fault: str, step: int, tmp_path: Path) -> None:
     store, tracker, clock = _crashing(tmp_path)
@@ -85,9 +178,9 @@ async def test_wherever_it_breaks_off_lagos_next_try_has_the_effect_once(fault: 
 async def test_a_worker_killed_between_the_effect_and_remembering_it_leaves_it_to_the_next(tmp_path: Path) -> None:
     store, tracker, clock = _crashing(tmp_path)
     async with tracker:
-        store.faults["put_item"] = ["ok", "ok", "ok", "hang"]
+        store.faults["put_item"] = [*["ok"] * 4, "hang"]
         dying = asyncio.create_task(post(hooks(tracker), TERMINATED))
-        while store.calls.count("put_item") < 4:
+        while store.calls.count("put_item") < 5:
             await asyncio.sleep(0)
         dying.cancel()
         await asyncio.wait([dying])

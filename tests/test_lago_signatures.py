@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askii_middleware.errors import ConfigurationError
+from askii_middleware.lago_memory import KIND
 from askii_middleware.lago_signatures import HmacVerifier, JwtVerifier, fetched_from
-from askii_middleware.lago_webhooks import KIND, LagoWebhooks
+from askii_middleware.lago_webhooks import LagoWebhooks
 
 from .support.asgi import ask
 from .support.lago_hooks import DEPLETED, OTHER, TERMINATED, post, receiving
-from .support.lago_payloads import HMAC_KEY, ISSUER, pems, signed, signed_jwt
+from .support.lago_payloads import HMAC_KEY, ISSUER, ORGANIZATION, pems, signed, signed_jwt, webhook
 from .support.servers import serving
 from .support.service import Clock, make_tracker
 
@@ -120,7 +121,7 @@ async def test_a_token_signed_by_lago_is_believed_and_named_or_not(tmp_path: Pat
         _token(signed_jwt(TERMINATED, data=json.loads(TERMINATED))),
         _token(signed_jwt(TERMINATED, data=None)),
         _token(signed_jwt(TERMINATED, exp=time.time() - 1000)),
-        _token(signed_jwt(TERMINATED, nbf=time.time() + 1000)),
+        _token(signed_jwt(TERMINATED, nbf=time.time() + 86_400)),
         _signed_under_another_header(),
         _token(signed_jwt(TERMINATED))[:-3],
         "a.b.c",
@@ -217,6 +218,37 @@ async def test_the_key_is_read_from_lagos_api(tmp_path: Path) -> None:
 
 def test_a_receiver_without_a_key_is_refused_and_so_is_a_key_that_is_none() -> None:
     tracker = make_tracker("memory://")
-    for options in ({}, {"hmac_key": ""}, {"public_key": "no key"}, {"public_key": "é"}):
+    org = {"organization_id": ORGANIZATION}
+    for options in ({}, {"hmac_key": ""}, {"public_key": "no key", **org}, {"public_key": "é", **org}):
         with pytest.raises(ConfigurationError, match="lago_webhooks"):
             LagoWebhooks(tracker, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("organization", ["somebody-elses", None])
+@pytest.mark.parametrize("sign", [signed, signed_jwt])
+async def test_another_organisation_of_the_same_lago_is_forged_whatever_it_signs_with(
+    sign: Any, organization: str | None, tmp_path: Path
+) -> None:
+    options = {"hmac_key": HMAC_KEY, "public_key": pems()[1], "issuer": ISSUER, "organization_id": ORGANIZATION}
+    async with receiving(tmp_path, **options) as (tracker, app):
+        body = webhook("subscription.terminated", organization=organization)
+        assert await post(app, body, sign(body)) == (401, "forged")
+        assert await tracker.tenant_states() == []
+        assert await tracker.store.items(KIND) == []
+        assert await post(app, TERMINATED, sign(TERMINATED)) == (200, "done")
+
+
+async def test_with_hmac_alone_the_organisation_need_not_be_named(tmp_path: Path) -> None:
+    async with receiving(tmp_path) as (_, app):
+        body = webhook("subscription.terminated", organization="any")
+        assert await post(app, body) == (200, "done")
+
+
+def test_a_public_key_without_an_organisation_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="needs organization_id"):
+        LagoWebhooks(make_tracker("memory://"), public_key=pems()[1], issuer=ISSUER)
+
+
+def test_the_key_is_never_fetched_in_the_clear_from_another_machine() -> None:
+    with pytest.raises(ConfigurationError, match="url must be https"):
+        fetched_from("http://lago.example.com/api/v1", "key")

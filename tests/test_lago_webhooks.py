@@ -16,16 +16,17 @@ from lago_python_client.models.wallet_transaction import WalletTransactionRespon
 
 from askii_middleware.errors import ConfigurationError
 from askii_middleware.lago_effects import TYPES, read_effect
-from askii_middleware.lago_webhooks import KIND
+from askii_middleware.lago_memory import KIND
 from askii_middleware.serving import gateway
 from askii_middleware.settings import Settings
+from askii_middleware.settings_billing import BillingSettings
 from askii_middleware.tracker import CostTracker
 
 from .support.asgi import ask
 from .support.lago_hooks import DEPLETED, OTHER, STARTED, TERMINATED, TOPPED_UP, hooks, post, receiving, suspended
-from .support.lago_payloads import HMAC_KEY, OBJECTS, WALLET, pems, signed, signed_jwt, webhook
+from .support.lago_payloads import HMAC_KEY, OBJECTS, ORGANIZATION, WALLET, pems, signed, signed_jwt, webhook
 from .support.servers import serving
-from .support.service import both_stores, make_tracker, url_of
+from .support.service import both_stores, make_tracker, opened, url_of
 
 # Effects --------------------------------------------------------------------------------------------------------------
 
@@ -61,6 +62,7 @@ async def test_an_empty_wallet_suspends_and_a_settled_top_up_of_it_resumes(top_u
         {"transaction_type": "outbound"},
         {"transaction_status": "voided"},
         {"lago_wallet_id": "another-wallet"},
+        {"lago_wallet_id": "another-wallet", "wallet": {"lago_id": "another-wallet", "external_customer_id": "acme"}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -80,13 +82,38 @@ async def test_credits_that_were_granted_resume_as_bought_ones_do(tmp_path: Path
         assert suspended(tracker, "acme") == [False]
 
 
-async def test_a_transaction_that_names_its_customer_resumes_that_ones_tenants(tmp_path: Path) -> None:
+@both_stores
+async def test_a_customer_with_two_empty_wallets_is_resumed_with_the_last_of_them(kind: str, tmp_path: Path) -> None:
+    async with receiving(tmp_path, kind) as (tracker, app):
+        for wallet in ("w1", "w2"):
+            body = webhook("wallet.depleted_ongoing_balance", lago_id=wallet)
+            await post(app, body, signed(body, unique=f"empty {wallet}"))
+        assert [(state.tenant, state.about) for state in await tracker.tenant_states()] == [
+            *(("acme", "w1"), ("acme", "w2")),
+        ]
+        for wallet, left in (("w1", True), ("w2", False)):
+            body = webhook("wallet_transaction.updated", lago_wallet_id=wallet)
+            assert await post(app, body, signed(body, unique=f"full {wallet}")) == (200, "done")
+            assert suspended(tracker, "acme") == [left]
+
+
+async def test_an_operator_resumes_a_tenant_whatever_number_of_wallets_suspended_it(tmp_path: Path) -> None:
     async with receiving(tmp_path) as (tracker, app):
-        await post(app, DEPLETED, signed(DEPLETED, unique="1"))
-        wallet = {"external_customer_id": "acme"}
-        body = webhook("wallet_transaction.created", lago_wallet_id="another-wallet", wallet=wallet)
-        await post(app, body, signed(body, unique="2"))
+        for wallet in ("w1", "w2"):
+            body = webhook("wallet.depleted_ongoing_balance", lago_id=wallet)
+            await post(app, body, signed(body, unique=wallet))
+        assert await tracker.resume_tenant("acme") is True
+        assert await tracker.tenant_states() == []
         assert suspended(tracker, "acme") == [False]
+
+
+async def test_a_subscription_that_starts_lifts_no_other_ones_end(tmp_path: Path) -> None:
+    async with receiving(tmp_path, subscriptions={"sub_1": ["acme"], "sub_2": ["acme"]}) as (tracker, app):
+        for number, (type_, id_) in enumerate([("terminated", "sub_1"), ("terminated", "sub_2"), ("started", "sub_2")]):
+            body = webhook(f"subscription.{type_}", external_id=id_)
+            await post(app, body, signed(body, unique=str(number)))
+        assert [(state.tenant, state.about) for state in await tracker.tenant_states()] == [("acme", "sub_1")]
+        assert suspended(tracker, "acme") == [True]
 
 
 async def test_what_an_operator_suspended_no_webhook_resumes(tmp_path: Path) -> None:
@@ -169,12 +196,34 @@ async def test_a_table_of_subscriptions_is_read_backwards(tmp_path: Path) -> Non
 async def test_a_callable_vouches_for_the_tenant_of_the_same_name_or_for_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with receiving(tmp_path, subscription_of=lambda who: who.team or "elsewhere") as (tracker, app):
+    async with receiving(tmp_path, subscription_of=lambda who: f"sub_{who.tenant}") as (tracker, app):
         assert await post(app, TERMINATED) == (200, "done")
         assert await tracker.tenant_states() == []
         assert "subscription.terminated names nobody we know" in caplog.text
+    async with opened("memory", tmp_path, subscription_of=lambda who: who.tenant) as tracker:
         assert tracker.tenants_billed_to("elsewhere") == ("elsewhere",)
         assert tracker.tenants_billed_to("x" * 257) == ()
+
+
+@pytest.mark.parametrize("part", ["key", "user", "team", "end_user"])
+@pytest.mark.parametrize("otherwise", ["tenant", "none"])
+async def test_where_usage_is_billed_by_another_part_of_the_identity_an_id_stands_for_no_tenant(
+    part: Any, otherwise: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = BillingSettings(subscription=part, otherwise=otherwise).rule
+    async with receiving(tmp_path, subscription_of=rule) as (tracker, app):
+        await post(app, TERMINATED, signed(TERMINATED, unique="1"))
+        await post(app, DEPLETED, signed(DEPLETED, unique="2"))
+        assert await tracker.tenant_states() == []
+        assert "subscription.terminated names nobody we know" in caplog.text
+        assert "wallet.depleted_ongoing_balance names nobody we know" in caplog.text
+
+
+async def test_where_usage_is_billed_by_team_a_table_says_whom_to_suspend(tmp_path: Path) -> None:
+    rule = BillingSettings(subscription="team").rule
+    async with receiving(tmp_path, subscription_of=rule, subscriptions={"acme": ["north"]}) as (tracker, app):
+        await post(app, TERMINATED)
+        assert suspended(tracker, "acme", "north") == [False, True]
 
 
 async def test_tables_and_callables_of_ones_own_replace_the_default(tmp_path: Path) -> None:
@@ -211,7 +260,13 @@ async def test_the_gateway_takes_it_at_its_path_without_an_identity(sign: Any, t
     settings = Settings(
         upstreams={"openai": {"url": "http://127.0.0.1:9/v1", "api_key": "x"}},
         unmetered="deny",
-        lago_webhooks={"path": "/hooks/lago", "hmac_key": HMAC_KEY, "public_key": pems()[1], "customers": {"a": ["b"]}},
+        lago_webhooks={
+            "path": "/hooks/lago",
+            "hmac_key": HMAC_KEY,
+            "public_key": pems()[1],
+            "organization_id": ORGANIZATION,
+            "customers": {"a": ["b"]},
+        },
     )
     async with make_tracker(url_of("sqlite", tmp_path)) as tracker:
         async with serving(gateway(settings, tracker), lifespan="off") as url, httpx.AsyncClient() as client:
@@ -249,16 +304,46 @@ async def test_the_gateway_reads_the_table_of_billing_backwards(tmp_path: Path) 
     [
         ({"path": "/x"}, "give hmac_key"),
         ({"path": "/", "hmac_key": "k"}, "lago_webhooks.path"),
+        ({"path": "/x", "hmac_key": "k", "issuer": "i"}, "issuer does nothing without"),
         ({"path": "/x", "url": "https://lago.example.com/api/v1"}, "url and api_key come together"),
         (
             {"path": "/x", "url": "https://l.example.com/api/v1", "api_key": "k", "public_key": "k"},
             "not both",
+        ),
+        ({"path": "/x", "public_key": "k"}, "need organization_id"),
+        ({"path": "/x", "url": "https://l.example.com/api/v1", "api_key": "k"}, "need organization_id"),
+        (
+            {"path": "/x", "url": "http://l.example.com/api/v1", "api_key": "k", "organization_id": "o"},
+            "must be https beyond this machine",
         ),
     ],
 )
 def test_settings_that_could_verify_nothing_are_refused(table: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         Settings(lago_webhooks=table)
+
+
+def test_lago_on_this_machine_may_be_asked_in_the_clear() -> None:
+    table = {"path": "/x", "url": "http://127.0.0.1:3000/api/v1", "api_key": "k", "organization_id": "o"}
+    assert Settings(lago_webhooks=table).lago_webhooks is not None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/chat/completions", "/hooks/v1/messages", "/v1/models", "/v1/realtime"),
+        *("/V1/Chat/Completions", "/x;y", "/x?y", "/a//b"),
+        *("/healthz", "/readyz", "/metrics", "/own/metrics"),
+    ],
+)
+async def test_a_path_where_something_else_is_served_or_nothing_can_be_is_refused_at_start(path: str) -> None:
+    settings = Settings(
+        upstreams={"openai": {"url": "http://127.0.0.1:9/v1"}},
+        metrics_path="/own/metrics",
+        lago_webhooks={"path": path, "hmac_key": HMAC_KEY},
+    )
+    with pytest.raises(ConfigurationError, match=r"lago_webhooks\.path"):
+        gateway(settings, make_tracker("memory://"))
 
 
 def test_the_settings_keep_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

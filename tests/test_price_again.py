@@ -55,6 +55,13 @@ def record_of(*parts: tuple[str, TokenUsage], **fields: Any) -> UsageRecord:
     )
 
 
+def at_another_price(part: tuple[str, TokenUsage], **fields: Any) -> UsageRecord:
+    """A record as it was charged at half the price of `BOOK`."""
+    record = record_of(part, **fields)
+    charges = tuple(msgspec.structs.replace(each, nano_usd=each.nano_usd // 2) for each in record.charges)
+    return msgspec.structs.replace(record, charges=charges, cost_nano_usd=sum(charge.nano_usd for charge in charges))
+
+
 usages = st.builds(
     lambda counts: msgspec.convert(counts, TokenUsage),
     st.dictionaries(st.sampled_from(("input", "cache_read", "output", "reasoning")), st.integers(0, 300_000)),
@@ -86,13 +93,22 @@ def test_at_unchanged_prices_every_call_costs_what_it_was_charged(parts: list[tu
         ),
         (record_of(cost_nano_usd=5, charges=(Charge(bucket="new", quantity=1, nano_usd=5),)), "not known (new)"),
         (record_of(cost_nano_usd=5, charges=(Charge(bucket="page", quantity=1, nano_usd=5),)), "lacks some"),
-        (record_of(("tiered", TokenUsage(input=300_000)), api="anthropic.batches"), "size of each prompt"),
+        (at_another_price(("tiered", TokenUsage(input=300_000)), api="anthropic.batches"), "size of each prompt"),
+        (at_another_price(("tiered", TokenUsage(input=300_000, largest_prompt=150_000))), "size of each prompt"),
+        (at_another_price(("tiered", TokenUsage(input=300_000))), "size of each prompt"),
     ],
 )
 def test_it_says_why_a_call_cannot_be_priced_again(record: UsageRecord, why: str) -> None:
     with pytest.raises(Unpriceable) as told:
         price_again(record, AT)
     assert why in str(told.value)
+
+
+@pytest.mark.parametrize("api", ["openai.chat", "anthropic.batches"])
+@pytest.mark.parametrize("largest", [0, 150_000, 250_000])
+def test_a_sum_of_prompts_of_any_size_costs_what_it_was_charged_at_unchanged_prices(largest: int, api: str) -> None:
+    record = record_of(("tiered", TokenUsage(input=300_000, output=7, largest_prompt=largest)), api=api)
+    assert price_again(record, AT) == record.cost_nano_usd
 
 
 def test_a_batch_is_priced_again_where_the_size_of_a_prompt_does_not_matter() -> None:

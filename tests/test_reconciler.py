@@ -7,7 +7,7 @@ import contextlib
 import json
 import sqlite3
 import tracemalloc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,84 @@ async def test_what_lago_lacks_has_besides_or_has_otherwise_is_named(tmp_path: P
             ("unknown", "stranger", None, "5"),
         ]
         assert {key[0] for key in found.sinks[0].totals} == {"acme", "globex"}
+
+
+async def test_an_event_that_the_receiver_has_twice_is_a_difference(tmp_path: Path) -> None:
+    async with billed(tmp_path) as (tracker, _):
+        await use(tracker, *CALLS)
+        await tracker.flush()
+        seen_by(tracker, lambda line: [line] * (1 + (line.id == "acme-1")))
+        found = await reconciled(tracker)
+        assert told(found) == [("doubled", "acme-1", "2", "2 + 2")]
+        assert not found.agrees
+
+
+async def test_what_one_tenant_waits_for_excuses_no_other(tmp_path: Path) -> None:
+    async with billed(tmp_path) as (tracker, _):
+        put_off(tracker, "globex")
+        await use(tracker, *CALLS)
+        await tracker.flush()
+        assert (await reconciled(tracker)).agrees
+        seen_by(tracker, lambda line: [line] * (line.id != "acme-1"))
+        missing = ("missing", "acme-1", "2", None)
+        assert told(await reconciled(tracker, tenant="acme")) == [missing]
+        assert sorted(told(await reconciled(tracker))) == [missing, ("pending", "globex-2", "3", None)]
+        found = await reconciled(tracker, tenant="globex")
+        assert (found.agrees, found.sinks[0].pending) == (True, 1)
+        await tracker.stop(flush_s=0.05)
+
+
+async def test_what_waits_for_a_shared_subscription_is_pending_whoever_used_it(tmp_path: Path) -> None:
+    async with billed(tmp_path, subscription_of={"acme": "shared", "globex": "shared"}) as (tracker, _):
+        put_off(tracker, "globex")
+        await use(tracker, *CALLS)
+        await tracker.flush()
+        found = await reconciled(tracker, tenant="acme")
+        assert told(found) == [("pending", "globex-2", "3", None)]
+        await tracker.stop(flush_s=0.05)
+
+
+async def test_what_was_used_before_a_sink_was_there_is_earlier_and_no_fault(tmp_path: Path) -> None:
+    clock = Clock()
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    async with make_tracker(url, clock=clock, budgets=[]) as tracker:
+        await use(tracker, *CALLS)
+    async with billed(tmp_path) as (tracker, _):
+        await tracker.record_usage("acme", "big", input_tokens=9, call_id="after")
+        await tracker.adjust("globex", "0.001", reason="of an old call", ref="globex-2")
+        await tracker.flush()
+        found = await reconciled(tracker)
+        assert [kind for kind, *_ in told(found)] == ["earlier"] * 3
+        assert found.agrees
+        seen_by(tracker, lambda _: [])
+        found = await reconciled(tracker)
+        assert found.sinks[0].findings.counts == {"earlier": 3, "missing": 2}
+
+
+def seen_by(tracker: CostTracker, change: Callable[[Line], list[Line]]) -> None:
+    """What the receiver has, changed."""
+    sink: Any = tracker.sinks[0]
+    lines = sink.lines
+
+    async def changed(*args: Any, **options: Any) -> AsyncIterator[Line]:
+        async for line in lines(*args, **options):
+            for each in change(line):
+                yield each
+
+    sink.lines = changed
+
+
+def put_off(tracker: CostTracker, tenant: str) -> None:
+    """Its records wait for an hour, each for itself."""
+    sink: Any = tracker.sinks[0]
+    send = sink.send
+
+    async def sent(records: Sequence[UsageRecord]) -> Delivery:
+        verdicts = iter((await send([record for record in records if record.tenant != tenant])).verdicts)
+        later = Verdict("again", "later", 3600.0)
+        return Delivery(tuple(later if record.tenant == tenant else next(verdicts) for record in records))
+
+    sink.send = sent
 
 
 async def test_dead_letters_are_named_with_their_reason(tmp_path: Path) -> None:
@@ -271,8 +349,10 @@ class Endless:
     async def pending(self) -> dict[str, int]:
         return {"endless": 0}
 
-    async def fetch(self, *_: Any) -> list[Any]:
+    async def fetch(self, *_: Any, **__: Any) -> list[Any]:
         return []
+
+    items = fetch
 
     dead_letters = fetch
 
@@ -340,7 +420,14 @@ async def test_the_command_ends_with_1_where_anything_differs(
         assert "acme-0" in out
         assert "NOT reconciled" in out
         assert await _command(tmp_path, lago, "--tenant", "globex") == 0
+        assert await _command(tmp_path, lago, "--tenant", "globex", "--since", "2099-01-01") == 0
         capsys.readouterr()
+        assert await _command(tmp_path, lago, "--tenant", "globx") == 1
+        done = capsys.readouterr()
+        assert (done.out, done.err) == (
+            "",
+            "askii: report: nothing was ever charged to a tenant 'globx': there is nothing to compare\n",
+        )
         assert await _command(tmp_path, lago, "--since", "yesterday") == 1
         assert "--since: 'yesterday' is not ISO 8601" in capsys.readouterr().err
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,9 @@ from askii_middleware.reconciling import (
     Difference,
     Findings,
     Fold,
+    Key,
+    Ours,
+    Running,
     Waiting,
     bucket_of,
     compare,
@@ -38,13 +43,37 @@ def test_folding_finds_all_differences_and_no_other(ours: list[Line], theirs: li
             fold.add(line)
     found: list[Difference] = []
     for buckets in rounds(left.differing(right), left, right, most):
-        mine = {key_of(line): (line, (line.subscription, line.id)) for line in ours if bucket_of(line) in buckets}
-        yours = {key_of(line): line for line in theirs if bucket_of(line) in buckets}
-        found += compare(mine, yours, NOTHING)
+        found += compare(*held(ours, theirs, buckets), NOTHING)
     a, b = ({key_of(line): line.value for line in side} for side in (ours, theirs))
     wanted = {key: (a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)}
     assert {(d.subscription, d.code, d.id): (d.ours, d.theirs) for d in found} == wanted
     assert len(found) == len(wanted)
+
+
+@given(st.lists(lines, max_size=12), st.lists(lines, max_size=12), st.integers(1, 5))
+def test_sides_that_differ_are_never_without_a_difference(ours: list[Line], theirs: list[Line], most: int) -> None:
+    """Also where lines come several times."""
+    left, right = Fold(), Fold()
+    for fold, side in ((left, ours), (right, theirs)):
+        for line in side:
+            fold.add(line)
+    for buckets in rounds(left.differing(right), left, right, most):
+        assert compare(*held(ours, theirs, buckets), NOTHING)
+    assert (left.differing(right) == []) == (Counter(ours) == Counter(theirs))
+
+
+def held(
+    ours: list[Line], theirs: list[Line], buckets: set[int]
+) -> tuple[dict[Key, list[Ours]], dict[Key, list[Line]]]:
+    mine: dict[Key, list[Ours]] = {}
+    yours: dict[Key, list[Line]] = {}
+    for line in ours:
+        if bucket_of(line) in buckets:
+            mine.setdefault(key_of(line), []).append(Ours(line, (line.subscription, line.id)))
+    for line in theirs:
+        if bucket_of(line) in buckets:
+            yours.setdefault(key_of(line), []).append(line)
+    return mine, yours
 
 
 @given(st.lists(lines, max_size=12))
@@ -86,11 +115,21 @@ def test_only_plain_digits_are_summed_up(value: str, number: int | None) -> None
 
 
 def test_a_line_that_is_missing_is_pending_dead_or_lost() -> None:
-    ours = {key_of(Line("s", n, "c", "1")): (Line("s", n, "c", "1"), ("s", n)) for n in "abc"}
+    ours = {key_of(Line("s", n, "c", "1")): [Ours(Line("s", n, "c", "1"), ("s", n), n in "abd")] for n in "abcd"}
     found = compare(ours, {}, Waiting({("s", "a")}, 0, {("s", "b"): "HTTP 422"}))
     assert [(d.id, d.kind, d.detail) for d in found] == [
-        *(("a", "pending", ""), ("b", "dead letter", "HTTP 422"), ("c", "missing", "")),
+        *(("a", "pending", ""), ("b", "dead letter", "HTTP 422"), ("c", "missing", ""), ("d", "earlier", "")),
     ]
+
+
+def test_a_line_that_comes_twice_on_one_side_only_is_doubled() -> None:
+    one, other = Line("s", "a", "c", "1"), Line("s", "a", "c", "7")
+    mine = {key_of(one): [Ours(one, ("s", "a"))]}
+    (found,) = compare(mine, {key_of(one): [one, one]}, NOTHING)
+    assert (found.kind, found.ours, found.theirs) == ("doubled", "1", "1 + 1")
+    (found,) = compare({key_of(one): [Ours(one, ("s", "a")), Ours(other, ("s", "a"))]}, {key_of(one): [one]}, NOTHING)
+    assert (found.kind, found.ours, found.theirs) == ("doubled", "1 + 7", "1")
+    assert [d.kind for d in compare({}, {key_of(one): [one, one]}, NOTHING)] == ["unknown", "unknown"]
 
 
 @pytest.mark.parametrize(("more", "agrees"), [(1, False), (2, True), (3, True)])
@@ -112,9 +151,25 @@ def test_differences_are_all_counted_and_the_first_named(monkeypatch: pytest.Mon
 
 
 def test_a_tenant_whose_calls_are_settled_meanwhile_is_not_accused() -> None:
-    assert ledger_differences({"a": 5}, {"a": 5}, {"a": 5}) == []
-    assert ledger_differences({"a": 7}, {"a": 5}, {"a": 7}) == []
-    assert ledger_differences({"a": 6}, {"a": 5}, {"a": 7}) == []
-    (found,) = ledger_differences({"a": 6}, {"a": 5}, {"a": 5})
+    assert ledger_differences({"a": 5}, running(5)) == []
+    for booked in (5, 6, 7):
+        assert ledger_differences({"a": booked}, running(5, 2)) == []
+    assert ledger_differences({"a": 9}, running(5, 4, -3)) == []  # a charge and its credit
+    (found,) = ledger_differences({"a": 6}, running(5))
     assert (found.kind, found.subscription, found.ours, found.theirs) == ("ledger", "a", "5", "6")
-    assert [d.subscription for d in ledger_differences({"b": 1}, {"a": 1}, {"a": 1})] == ["a", "b"]
+    assert [d.subscription for d in ledger_differences({"b": 1}, running(1))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("booked", [0, 4, 8])
+def test_a_tenant_that_is_busy_meanwhile_is_still_accused_of_what_no_moment_explains(booked: int) -> None:
+    (found,) = ledger_differences({"a": booked}, running(5, 2))
+    assert (found.ours, found.theirs) == ("7", str(booked))
+
+
+def running(before: int, *meanwhile: int) -> Running:
+    made = Running()
+    made.add("a", before)
+    made.mark()
+    for amount in meanwhile:
+        made.add("a", amount)
+    return made

@@ -105,6 +105,7 @@ def test_kind_may_be_said_where_the_name_says_it_already(tmp_path: Path) -> None
         ({"m": {**HOOK, "url": "https://h/x?key=1"}}, "sinks.m: the URL of sink 'm' must be http(s)://host/path"),
         ({"m": {**HOOK, "number_format": "float"}}, "sinks.m: number_format: Input should be 'string' or 'integer'"),
         ({"m": {**HOOK, "max_age_s": 0}}, "sinks.m: max_age_s: Input should be greater than 0"),
+        ({"m": {**HOOK, "timeout_s": 30}}, "sinks.m: timeout_s: Input should be less than or equal to 11"),
         ({"m": {**HOOK, "max_batch": 201}}, "sinks.m: max_batch: Input should be less than or equal to 200"),
         ({"log": {"path": "/", "keep": 0}}, "sinks.log.keep: Input should be greater than or equal to 1"),
         ({"log": {"path": "/no-such-folder/x"}}, "sinks.log: the folder of /no-such-folder/x does not exist"),

@@ -58,6 +58,7 @@ async def test_the_file_says_which_subscription_pays(tmp_path: Path, monkeypatch
     [
         ({"subscription": "tag"}, "billing.subscription: Input should be"),
         ({"otherwise": "reject"}, "billing.otherwise: Input should be"),
+        ({"otherwise": "none"}, 'otherwise = "none" does nothing'),
         ({"subscription": "key", "subscriptions": {"acme": "s"}}, "the table subscriptions is by tenant"),
         ({"subscriptions": {"acme": ""}}, "billing.subscriptions.acme: must not be empty"),
         ({"subscriptions": {"acme": "a\0b"}}, "NUL characters are not allowed"),

@@ -18,6 +18,9 @@ from askii_middleware.cli import main
 from askii_middleware.errors import StoreError
 from askii_middleware.identity import Identity
 from askii_middleware.item_watch import ItemWatcher
+from askii_middleware.refusals import RefusedError
+from askii_middleware.settings import Settings
+from askii_middleware.sockets import SocketDoor
 from askii_middleware.stores import open_store
 from askii_middleware.stores.base import Item
 from askii_middleware.tenants import MAX_REASON_CHARS, TenantBook
@@ -182,6 +185,49 @@ async def test_a_process_that_starts_knows_before_its_first_call(tmp_path: Path)
             await later.admit(ACME, CallSpec(**SPEC))
 
 
+@pytest.mark.parametrize("first", ["admit", "block", "function"])
+async def test_the_very_first_call_of_a_process_that_nobody_started_is_refused(first: str, tmp_path: Path) -> None:
+    async with opened("sqlite", tmp_path) as tracker:
+        await tracker.suspend_tenant("acme")
+    fresh = make_tracker(url_of("sqlite", tmp_path))
+
+    @tracked(model="big", tenant_id="acme", tracker=fresh)
+    async def answer() -> None:
+        raise AssertionError("it ran")
+
+    async def block() -> None:
+        async with fresh.track_tokens("acme", "big", expected_input_tokens=1):
+            raise AssertionError("it ran")
+
+    calls = {"admit": lambda: fresh.admit(ACME, CallSpec(**SPEC)), "block": block, "function": answer}
+    with pytest.raises(TenantSuspendedError):
+        await calls[first]()
+    await fresh.stop()
+
+
+async def test_the_first_calls_of_a_process_are_refused_all_together(tmp_path: Path) -> None:
+    async with opened("sqlite", tmp_path) as tracker:
+        await tracker.suspend_tenant("acme")
+    fresh = make_tracker(url_of("sqlite", tmp_path))
+    calls = [fresh.admit(ACME, CallSpec(**SPEC)) for _ in range(5)]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in found] == [TenantSuspendedError] * 5
+    await fresh.stop()
+
+
+async def test_no_deployment_is_offered_to_a_suspended_tenant(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path) as tracker:
+        await tracker.suspend_tenant("acme", reason="chargeback")
+        allowed, reasons = await tracker.filter_deployments("acme", ["big", {"model": "small", "deployment": "eu"}])
+        assert allowed == []
+        assert set(reasons) == {"big", "eu"}
+        assert "'acme' is suspended: chargeback" in reasons["eu"]
+        assert (await tracker.filter_deployments("globex", ["big"]))[0] == ["big"]
+    async with opened("memory", tmp_path, enforcement="shadow") as tracker:
+        await tracker.suspend_tenant("acme")
+        assert (await tracker.filter_deployments("acme", ["big"]))[0] == ["big"]
+
+
 async def test_while_the_store_is_away_the_last_copy_stays_in_force(tmp_path: Path) -> None:
     clock = ServiceClock()
     store = faulty("memory", tmp_path, clock)
@@ -343,6 +389,17 @@ async def test_sockets_are_refused_before_they_open(path: str) -> None:
         assert caught.value.response.status_code == 403
         assert b"suspended" in (caught.value.response.body or b"")
         assert provider.scopes == []
+
+
+async def test_a_socket_that_is_the_first_to_ask_the_ledger_is_refused(tmp_path: Path) -> None:
+    async with opened("sqlite", tmp_path) as tracker:
+        await tracker.suspend_tenant("acme")
+    fresh = make_tracker(url_of("sqlite", tmp_path))
+    door = SocketDoor(fresh, None, None, Settings())  # type: ignore[arg-type]
+    with pytest.raises(RefusedError) as caught:
+        await door._check(ACME, "call")
+    assert caught.value.refusal.code == "tenant_suspended"
+    await fresh.stop()
 
 
 async def test_the_official_client_raises_its_own_error_after_one_request() -> None:

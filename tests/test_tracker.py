@@ -20,6 +20,7 @@ from askii_middleware.errors import BudgetExceededError, ConfigurationError, Unk
 from askii_middleware.identity import Identity
 from askii_middleware.operations import DEFERRED_S
 from askii_middleware.pricing import ModelPrice, PricingConfig
+from askii_middleware.records import unique_id
 from askii_middleware.settings import load_settings
 from askii_middleware.settling import DEFERRED, Conclusion
 from askii_middleware.sinks.lago import LagoSink
@@ -234,6 +235,42 @@ async def test_more_than_a_charge_can_be_is_refused_at_the_edge(tmp_path: Path) 
         with pytest.raises(ValueError, match="coins"):
             await tracker.record_external("acme", -1, "x")
         await assert_balanced(tracker)
+
+
+@both_stores
+async def test_an_id_that_another_charge_of_the_subscription_has_is_refused_either_way(
+    kind: str, tmp_path: Path
+) -> None:
+    """A receiver would take the two for one, and bill one of them only."""
+    seen = MemorySink()
+    async with opened(kind, tmp_path, sinks=[seen]) as tracker:
+        await tracker.record_usage("acme", "big", input_tokens=1, call_id="req-1")
+        with pytest.raises(ValueError, match=r"'req-1' is taken by another charge of 'acme'"):
+            await tracker.record_external("acme", 777, "req-1")
+        await tracker.record_external("globex", 7, "req-1")
+        await tracker.record_external("globex", 7, "req-1")
+        with pytest.raises(ValueError, match=r"'req-1' is taken by another charge of 'globex'"):
+            await tracker.record_usage("globex", "big", input_tokens=1, call_id="req-1")
+        await tracker.record_usage("acme", "big", input_tokens=1, call_id="req-1")
+        await tracker.flush()
+        assert [(r.subscription, r.call_id, r.askii_coins) for r in seen.records] == [
+            ("acme", "req-1", 1),
+            ("globex", "req-1", 7),
+        ]
+
+
+async def test_no_two_subscriptions_share_an_id_in_the_ledger_or_at_a_receiver(tmp_path: Path) -> None:
+    seen = MemorySink()
+    async with opened("memory", tmp_path, sinks=[seen]) as tracker:
+        for subscription, call_id in (("a", "b:c"), ("a:b", "c"), ("a%3Ab", "c"), ("globex", "b:c")):
+            await tracker.record_external(subscription, 5, call_id)
+        credit = await tracker.adjust("a:b", "-0.000001", reason="returned", ref="c")
+        await tracker.flush()
+        assert [(r.subscription, r.call_id) for r in list(seen.records)[:4]] == [
+            *(("a", "b:c"), ("a:b", "c"), ("a%3Ab", "c"), ("globex", "b:c")),
+        ]
+        assert len({unique_id(record) for record in seen.records}) == 5
+        assert unique_id(credit) == credit.call_id
 
 
 @both_stores

@@ -115,8 +115,8 @@ class DelegatingStore(Store):
     async def lease(self, sink: str, owner: str, ttl_s: float) -> list[Lease]:
         return await self._store.lease(sink, owner, ttl_s)
 
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
-        return await self._store.fetch(sink, partitions, limit)
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
+        return await self._store.fetch(sink, partitions, limit, early=early)
 
     async def acknowledge(
         self,

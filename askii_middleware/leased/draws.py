@@ -282,7 +282,7 @@ class Draws:
 
     def _left(self, state: BudgetState, credit: Credit) -> int:
         limit = (state.limit_nano_usd or 0) * self._ceiling_ppm // PPM
-        return limit - state.spent_nano_usd - state.held_nano_usd + max(credit.free, 0)
+        return limit - state.taken_nano_usd + max(credit.free, 0)
 
     def failed(self) -> None:
         """The last draw was not answered. What it may have given back stays out of use until a later one is."""

@@ -72,11 +72,6 @@ class Traits(NamedTuple):
     remembers_s: float | None = None
     """How long the receiver knows a record again that it got before. None: for ever."""
 
-    @property
-    def sendable_s(self) -> float | None:
-        """How old a record may be when it is sent: beyond that it could be billed wrongly or twice."""
-        return min((age_s for age_s in (self.max_age_s, self.remembers_s) if age_s is not None), default=None)
-
 
 def traits_of(sink: Sink) -> Traits:
     """What a sink declares. Raises SinkError for what makes no sense."""

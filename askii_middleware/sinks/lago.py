@@ -14,7 +14,7 @@ from askii_middleware.records import UsageRecord
 from .auditing import Line
 from .base import BACK_OFF, DELIVERED, KEPT, Delivery, Verdict
 from .checking import Finding
-from .http import FAILURES, Answer, Connection, base_url, no_answer
+from .http import FAILURES, Answer, Connection, base_url, is_exposed, no_answer
 from .lago_answers import read_answer
 from .lago_api import LagoApi
 from .lago_audit import sent_lines, stored_lines
@@ -83,11 +83,12 @@ class LagoSink:
         code: of `coins`, the billable metric; it sums the property `askii_coins`.
         token_codes: of `tokens`, the billable metrics by kind, which sum the property `value`; kinds without a code
             are not sent. Default: those of lago-agent-sdk (`TOKEN_CODES`).
-        only_tenants: bill these only; what others use counts as delivered.
+        only_tenants: bill these only, at least one; what others use counts as delivered.
         properties: further properties of every event: constants, and fields of the record in braces, such as
             `{"env": "prod", "team": "{team}", "project": "{metadata.project}"}`.
         timeout_s: for one request as a whole. A `send` needs up to twice that.
         max_age_s: older records go to the dead letters; None: Lago takes any age, though no invoice that is final.
+        allow_http: take a URL beyond this machine without TLS.
         client: to share connections or set certificates; it stays open when the sink closes.
         max_batch: how many records to take at once.
         clock: Unix seconds, to read the dates in answers.
@@ -109,6 +110,7 @@ class LagoSink:
         properties: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
         max_age_s: float | None = None,
+        allow_http: bool = False,
         client: httpx.AsyncClient | None = None,
         name: str = "lago",
         max_batch: int = MAX_EVENTS,
@@ -119,8 +121,13 @@ class LagoSink:
         self.max_age_s = max_age_s
         self.timeout_s = timeout_s
         self.events = events
+        base = base_url(url, what="the Lago URL", example="https://lago.example.com/api/v1")
+        if is_exposed(base) and not allow_http:
+            raise SinkError(
+                "the Lago URL must be https, or set allow_http to send the API key and records in the clear"
+            )
         self._connection = Connection(
-            base_url(url, what="the Lago URL", example="https://lago.example.com/api/v1"),
+            base,
             api_key,
             what="the Lago API key",
             timeout_s=timeout_s,
@@ -130,6 +137,8 @@ class LagoSink:
             raise SinkError(f"max_batch {max_batch}: Lago takes 1 to {MAX_EVENTS} events at once")
         if isinstance(only_tenants, str):
             raise SinkError(f"only_tenants is a list of names, not the text {shown(only_tenants)}")
+        if only_tenants is not None and not only_tenants:
+            raise SinkError("only_tenants is empty, so that nobody would be billed: name tenants, or leave it out")
         self._only_tenants = None if only_tenants is None else frozenset(only_tenants)
         self._metrics, self._events_of = _shape(events, code, token_codes, properties)
         self._clock = clock

@@ -7,6 +7,7 @@ or a bare string. Where the whole request is at fault, the key is a field's name
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +17,17 @@ from .base import BACK_OFF, DELIVERED, Verdict
 from .http import Answer, asked_wait_s, excerpt, hold
 
 _MAX_REASON_CHARS = 300
+_TITLE = re.compile(rb"<title>([^<]+)", re.IGNORECASE)
 _MAX_INDEX_DIGITS = 6
 
 
 def read_answer(status: int, headers: Mapping[str, str], body: bytes, *, events: int, now_s: float) -> Answer:
     """Judge the answer to a batch of `events` events. `headers` must be case-insensitive or in lower case."""
     said = f"HTTP {status}"
+    if (200 <= status < 300 or status in (400, 422)) and _is_web_page(headers):
+        # Lago itself answers in JSON. Something before it speaks here of the way there, not of the events.
+        return hold(f"{said} with a web page, not from Lago: check the URL, which ends in /api/v1: {_title(body)}")
     if 200 <= status < 300:
-        if headers.get("content-type", "").startswith("text/html"):
-            return hold(f"{said} with a web page: this URL is not Lago's API; it ends in /api/v1")
         return Answer(dict.fromkeys(range(events), DELIVERED))
     if status == 422:
         return _read_422(body, events)
@@ -40,6 +43,16 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, *, events:
         return Answer(pause_s=BACK_OFF, reason=f"{said}: {excerpt(body)}", suspect=True)
     fixes = {401: "check the API key", 403: "the API key may not send events", 404: "check the URL"}
     return hold(f"{said}: {fixes.get(status, 'check the URL and what stands between')}")
+
+
+def _is_web_page(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").strip().lower().startswith("text/html")
+
+
+def _title(body: bytes) -> str:
+    """What a web page says of itself, or its beginning."""
+    found = _TITLE.search(body)
+    return excerpt(found[1].strip() if found else body)
 
 
 def _read_422(body: bytes, events: int) -> Answer:

@@ -91,7 +91,8 @@ class LogSink:
                     self._write(fd, size, lines)
                     return
                 self._write(fd, size, b"")  # ends a torn line
-                self._rotate()
+                with contextlib.suppress(FileNotFoundError):  # somebody else has rotated it: look again
+                    self._rotate()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from askii_middleware.errors import ConfigurationError, SinkError
-from askii_middleware.records import UsageRecord
+from askii_middleware.records import UsageRecord, unique_id
 from askii_middleware.signing import signature, signing_key
 
 from .base import BACK_OFF, DELIVERED, KEPT, Delivery, NumberFormat, Verdict
@@ -44,8 +44,8 @@ class _Event(NamedTuple):
 
 
 class WebhookSink:
-    """Posts records to an HTTP endpoint. At least once: the same call id (the event's `id`) with the same `source` is
-    the same record, always with the same bytes.
+    """Posts records to an HTTP endpoint. At least once: the same `id` (the call's; for what was charged under an id of
+    the caller's own, with its subscription) and `source` is the same record, always with the same bytes.
 
     Args:
         url: http or https, without user, query and fragment. Beyond this machine https, unless `allow_http`.
@@ -112,7 +112,7 @@ class WebhookSink:
 
     async def send(self, records: Sequence[UsageRecord]) -> Delivery:
         verdicts = [KEPT] * len(records)
-        todo = [_Event(place, record.call_id, self._event(record)) for place, record in enumerate(records)]
+        todo = [_Event(place, unique_id(record), self._event(record)) for place, record in enumerate(records)]
         timeout_s = self._connection.timeout_s
         started_s = time.monotonic()
         # Every turn settles an event or halves the request. What is left when the time is up keeps its place.
@@ -137,7 +137,7 @@ class WebhookSink:
         return Delivery(tuple(verdicts))
 
     def _event(self, record: UsageRecord) -> bytes:
-        event = {**self._head, "id": record.call_id, "time": record.timestamp, "datacontenttype": "application/json"}
+        event = {**self._head, "id": unique_id(record), "time": record.timestamp, "datacontenttype": "application/json"}
         if record.subscription:
             event["subject"] = record.subscription
         data = record if self.number_format == "integer" else with_text_numbers(record)

@@ -329,10 +329,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
         """The next entries of these partitions, at most `limit`: those due again first, the longest due first, but in
         no more than half of the places while there are new ones; then new ones in the order of settlement. A tenant's
-        entries keep their order among first deliveries.
+        entries keep their order among first deliveries. `early`: those that wait for a moment of their own count as
+        due, for who wants to see all that waits.
         """
 
     @abstractmethod

@@ -101,9 +101,13 @@ class RecordRow(NamedTuple):
 
 class EndRow(NamedTuple):
     name: str
-    """`records`, `alerts`, or a partition's number."""
+    """`records`, `alerts`, or a partition's number; from an engine that lets old rows go also `calls`, `cost_nano_usd`
+    and `records_nano_usd`.
+    """
     last: int
-    """The last number that was given out. An engine that sees it in its rows keeps none."""
+    """The last number that was given out, or the sum over all rows ever written. An engine that sees it in its rows
+    keeps none.
+    """
 
 
 class SinkRow(NamedTuple):

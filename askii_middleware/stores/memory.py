@@ -45,6 +45,7 @@ from .base import (
 from .lines import lines_of, state_of
 from .memory_items import ItemBook
 from .memory_ledger import MemoryLedger
+from .rows import EVER_S
 from .rules import check_channels, check_sinks
 
 
@@ -220,8 +221,8 @@ class MemoryStore(Store):
             return self._alerts.lease(sink, owner, ttl_s, self._clock())
         return self._outbox.lease(sink, owner, ttl_s, self._clock())
 
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
-        return self._outbox.fetch(sink, partitions, limit, self._clock())
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
+        return self._outbox.fetch(sink, partitions, limit, EVER_S if early else self._clock())
 
     async def acknowledge(
         self,

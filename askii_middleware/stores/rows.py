@@ -319,6 +319,8 @@ class Item(NamedTuple):
 
 
 PARTITIONS = 16
+EVER_S = 1e15
+"""Later than any moment."""
 """Of tenants, in every outbox. Fixed: records keep the partition they were written to."""
 CHANNEL_PREFIX = "alert:"
 """What the names of alert channels begin with, so that they have leases as sinks do and are none."""

@@ -157,13 +157,14 @@ def grant(ask: CreditAsk, line: Line, amounts: Amounts, granted_nano_usd: int = 
     Args:
         ask: its shares are of the whole at most.
         line: with the limit that rules it.
-        amounts: what is spent and held on its counter, all credit included.
+        amounts: what is spent and held on its counter, all credit included; less than nothing spent counts as nothing.
         granted_nano_usd: what the holder was granted there before; the sum stays what a counter can hold.
     """
     limit = line.limit_nano_usd
     if not limit or line.soft:
         return 0
-    taken = sum(amounts)
+    spent, held = amounts
+    taken = max(spent, 0) + held
     share = (limit - taken) * min(ask.share_ppm, PPM) // PPM
     room = limit * min(ask.ceiling_ppm, PPM) // PPM - taken
     return max(min(ask.more_nano_usd, share, room, MAX_NANO_USD - granted_nano_usd), 0)

@@ -40,6 +40,7 @@ from .base import (
     UnwritableError,
 )
 from .copying import unfinished_error
+from .rows import EVER_S
 from .rules import check_channels, check_sinks, form_of, hours
 from .sqlite_counters import status
 from .sqlite_database import Database
@@ -226,8 +227,9 @@ class SQLiteStore(Store):
         lease = alerts.lease if sink.startswith(CHANNEL_PREFIX) else outbox.lease
         return await self._db.write(lambda db: lease(db, sink, owner, ttl_s, self._clock()))
 
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
-        return await self._db.read_aside(lambda db: outbox.fetch(db, sink, partitions, limit, self._clock()))
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
+        now_s = EVER_S if early else self._clock()
+        return await self._db.read_aside(lambda db: outbox.fetch(db, sink, partitions, limit, now_s))
 
     async def acknowledge(
         self,

@@ -125,6 +125,7 @@ def test_properties_that_cannot_be_are_refused_at_construction(table: dict[str, 
         ({"events": "tokens", "token_codes": {"input": "x", "output": "x"}}, "a code of its own"),
         ({"events": "tokens", "token_codes": {"input": ""}}, "code ''"),
         ({"only_tenants": "acme"}, "only_tenants is a list"),
+        ({"only_tenants": []}, "only_tenants is empty, so that nobody would be billed"),
     ],
 )
 def test_mappings_that_cannot_be_are_refused_at_construction(options: dict[str, Any], says: str) -> None:

@@ -13,6 +13,7 @@ from askii_middleware.delivery import DeliveryLoop
 from askii_middleware.demo.lago import Fault
 from askii_middleware.sinks.base import BACK_OFF
 from askii_middleware.sinks.lago import LagoSink
+from askii_middleware.sinks.lago_answers import read_answer
 from askii_middleware.stores.base import Store
 from askii_middleware.stores.sqlite import SQLiteStore
 
@@ -176,6 +177,15 @@ async def test_point_17_a_wrong_key_is_refused_by_the_stand_in_and_held() -> Non
         await sink.close()
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_point_17_a_refusal_in_a_web_page_is_held_with_an_alarm_and_splits_nothing(status: int) -> None:
+    page = b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
+    answer = read_answer(status, {"content-type": "Text/HTML; charset=utf-8"}, page, events=100, now_s=0.0)
+    assert (answer.pause_s, answer.split, answer.verdicts) == (60.0, "", {})
+    assert f"HTTP {status} with a web page, not from Lago" in answer.alarm
+    assert answer.alarm.endswith(": 400 The plain HTTP request was sent to HTTPS port")
+
+
 async def test_point_17_a_web_page_with_200_is_not_taken_for_lago() -> None:
     async def page(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-type", b"text/html; charset=utf-8")]
@@ -186,7 +196,7 @@ async def test_point_17_a_web_page_with_200_is_not_taken_for_lago() -> None:
         sink = LagoSink(url, API_KEY)
         delivery = await sink.send([record()])
         assert delivery.verdicts[0].result == "again"
-        assert "not Lago" in delivery.alarm
+        assert "not from Lago" in delivery.alarm
         await sink.close()
 
 

@@ -31,6 +31,13 @@ def test_a_url_that_cannot_work_is_refused_at_construction(url: str) -> None:
         LagoSink(url, API_KEY)
 
 
+def test_plain_http_beyond_this_machine_is_refused_unless_allowed() -> None:
+    with pytest.raises(SinkError, match="must be https, or set allow_http"):
+        LagoSink("http://lago.example.com/api/v1", API_KEY)
+    LagoSink("http://lago.example.com/api/v1", API_KEY, allow_http=True)
+    LagoSink("http://localhost:3000/api/v1", API_KEY)
+
+
 async def test_the_connection_is_kept_open_between_batches() -> None:
     peers = set()
 

@@ -33,6 +33,24 @@ def calls(*numbers: int) -> list[str]:
     return [f"call-{number:05d}" for number in numbers]
 
 
+async def test_a_file_that_somebody_else_moves_away_while_it_is_rotated_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, elsewhere = tmp_path / "usage.jsonl", tmp_path / "elsewhere"
+    sink = LogSink(path, rotate_bytes=2 * LINE)
+    await sink.send([record(0), record(1)])
+    rotate = sink._rotate
+
+    def too_late() -> None:
+        path.rename(elsewhere)
+        rotate()
+
+    monkeypatch.setattr(sink, "_rotate", too_late)
+    delivery = await sink.send([record(2)])
+    assert [verdict.result for verdict in delivery.verdicts] == ["delivered"]
+    assert ids(elsewhere, path) == calls(0, 1, 2)
+
+
 async def test_a_batch_that_would_make_the_file_too_large_begins_a_new_one(tmp_path: Path) -> None:
     path = tmp_path / "usage.jsonl"
     sink = LogSink(path, rotate_bytes=4 * LINE)

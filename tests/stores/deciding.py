@@ -48,7 +48,8 @@ def edge_commands(drawn: st.DrawFn) -> Command:
 
         return reserve
     if kind == "settle":
-        return lambda client: client.settle(name, amount)
+        cost = drawn(st.sampled_from([amount, amount, -50]))
+        return lambda client: client.settle(name, cost)
     if kind == "budget":
         new = drawn(EDGE_BUDGETS)
         return lambda client: client.set(new)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from askii_middleware.stores.base import Item
 
 from .support import Client
@@ -68,6 +70,14 @@ async def test_after_its_time_a_value_is_as_if_it_was_not_there(client: Client) 
     assert not await client.store.put_item("lock", "a", None)
     assert await client.store.put_item("lock", "a", b"2", only_new=True, until_s=until_s + 60)
     assert await client.store.items("lock") == [Item("a", b"2"), Item("b", b"1")]
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"], indirect=True)
+async def test_the_end_of_a_value_with_a_nul_in_its_name_ends_no_other(client: Client) -> None:
+    await client.store.put_item("lock", "a", b"1")
+    await client.store.put_item("lock", "a\0b", b"2", until_s=client.clock.now_s + 1)
+    client.clock.advance(1)
+    assert await client.store.items("lock") == [Item("a", b"1")]
 
 
 async def test_a_value_that_is_replaced_lives_as_long_as_its_new_time_says(client: Client) -> None:

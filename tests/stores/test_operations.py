@@ -13,6 +13,7 @@ from askii_middleware.stores import open_store
 from askii_middleware.stores.base import MAX_KEY_CHARS, MAX_PAYLOAD_BYTES, Operation, UnwritableError
 from askii_middleware.stores.rules import OVERDUE_S
 
+from .credit_support import draw, promote, use
 from .processes import RATE
 from .support import DAY_S, NOON_S, Client, Clock, budget
 from .test_sqlite_processes import audit, hear, running, tell
@@ -117,6 +118,20 @@ async def test_a_call_without_a_hold_can_be_deferred_and_is_charged_to_its_match
     assert await client.settle("a", 30) == (0, False, False)
     assert await client.store.operation("k:a") is None
     assert await client.spent_held() == (30, 0)
+
+
+async def test_a_call_that_is_deferred_before_it_has_its_hold_is_forgotten_when_it_is_settled(client: Client) -> None:
+    client.declare(budget("tenant=*", 1000))
+    drawn = await draw(client, 1, 600)
+    for call_id in ("reserved", "promoted"):
+        assert await client.defer(call_id)
+    assert (await client.reserve("reserved")).candidate == 0
+    await promote(client, "promoted", 250, use(drawn), drawn)
+    for call_id in ("reserved", "promoted"):
+        await client.settle(call_id)
+        assert await client.store.operation(f"k:{call_id}") is None
+    client.clock.advance(7200)
+    assert await client.store.overdue(10) == []
 
 
 @pytest.mark.parametrize("dead", ["worker", "deadline", "lost"])

@@ -344,3 +344,11 @@ async def test_entries_that_always_fail_never_keep_new_ones_waiting(client: Clie
     assert await client.waiting("s", 4) == ["old-0", "old-1", "new-0", "new-1"]
     assert len(await client.waiting("s", 12)) == 12
     assert len(await client.waiting("s", 100)) == 16
+
+
+async def test_who_wants_to_see_all_that_waits_gets_also_what_waits_for_a_moment_of_its_own(outbox: Client) -> None:
+    await outbox.deliver("s", delivered(1), again(2, 3600.0), dead(3), again(4, 3600.0))
+    assert [(e.call_id, e.attempts) for e in await outbox.store.fetch("s", ALL, 10)] == [("e", 0)]
+    entries = await outbox.store.fetch("s", ALL, 10, early=True)
+    assert sorted((e.call_id, e.attempts) for e in entries) == [("b", 1), ("d", 1), ("e", 0)]
+    assert len(entries) == (await outbox.store.pending())["s"]

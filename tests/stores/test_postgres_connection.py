@@ -557,7 +557,7 @@ async def test_the_copy_of_the_terms_follows_the_edits_of_others(postgres_url: s
         await two.set_budget(budget("tenant=b", 3))
         version = one._terms.version
         await asyncio.gather(one.load_terms(), one.load_terms())
-        assert one._terms.version == version + 2
+        assert one._terms.version >= version + 2
         assert {key: terms.limit_nano_usd for key, terms in one._terms.terms.items()} == {"tenant=b|daily": 3}
         await two.set_budget(budget("tenant=a", 4))
         await one.load_terms()

@@ -19,7 +19,7 @@ from askii_middleware.admission import Admission, Candidate, ExtendRequest, Matc
 from askii_middleware.budgets import Budget
 from askii_middleware.currency import parse_rate
 from askii_middleware.stores import open_store
-from askii_middleware.stores.base import CreditAsk, CreditUse, DrawRequest, Promotion, Settlement
+from askii_middleware.stores.base import CreditAsk, CreditUse, Drawn, DrawRequest, Promotion, Settlement
 
 from .deciding import Command, compare, edges
 from .postgres_support import KeptLedger
@@ -227,7 +227,8 @@ class Decisions(RuleBasedStateMachine):
         def ask(client: Client) -> Coroutine[Any, Any, Any]:
             request = client.request("", rate=rate)
             matches = self.matches(client, values)
-            return client.store.draw(
+            return self.drawn(
+                client,
                 DrawRequest(
                     holder=holder,
                     sequence=self.draws,
@@ -236,7 +237,7 @@ class Decisions(RuleBasedStateMachine):
                     windows=request.windows,
                     rate=request.rate,
                     forms_version=request.forms_version,
-                )
+                ),
             )
 
         drawn = self.both(ask)
@@ -251,6 +252,10 @@ class Decisions(RuleBasedStateMachine):
             admission = Admission(candidate=0, admitted_at_s=drawn.now_s, states=states, hold_nano_usd=promoted)
             promotion = Promotion(call_id=name, credit=self.credit[name], admission=admission, deadline_s=60.0)
             self.both(lambda client: client.store.promote(promotion))
+
+    @staticmethod
+    async def drawn(client: Client, request: DrawRequest) -> Drawn:
+        return (await client.store.draw(request))._replace(budgets_version=0)  # PostgreSQL's follows the clock
 
     @rule(scope=st.sampled_from([None, "global", "tenant=acme"]))
     def reclaim(self, scope: str | None) -> None:

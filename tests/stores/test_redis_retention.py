@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import msgspec
 import pytest
 
 from askii_middleware.admission import Window
-from askii_middleware.stores.base import PARTITIONS, AggregateRow
+from askii_middleware.stores.base import PARTITIONS, AggregateRow, StaleFormsError
 from askii_middleware.stores.redis import RedisStore
+from askii_middleware.stores.redis.wire import Part
 
 from .support import DAY_S, NOON_S, Client, Clock, budget, dead, delivered
 
@@ -193,3 +196,81 @@ async def test_a_server_that_has_lost_edits_of_budgets_is_believed(ledger: Redis
     assert (await caller.reserve("a", 500)).states == ()
     await caller.set(budget("tenant=acme", 50))
     assert (await caller.reserve("b", 60)).candidate is None
+
+
+async def restored(ledger: RedisStore, kept: list[tuple[bytes, bytes]]) -> None:
+    """The server again as it was, as after a failover to a replica that lacked the last writes."""
+    await ledger._link.call("UNLINK", *await ledger._link.call("KEYS", f"{ledger._prefix}*"))
+    for key, dump in kept:
+        await ledger._link.call("RESTORE", key, 0, dump)
+
+
+async def kept(ledger: RedisStore) -> list[tuple[bytes, bytes]]:
+    keys = await ledger._link.call("KEYS", f"{ledger._prefix}*")
+    return [(key, await ledger._link.call("DUMP", key)) for key in keys]
+
+
+async def test_versions_of_forms_and_values_are_not_used_again_after_edits_were_lost(
+    ledger: RedisStore, caller: Client
+) -> None:
+    await caller.set(budget("tenant=*", 1000))
+    await ledger.put_item("suspended", "a", b"1")
+    earlier = await kept(ledger)
+    caller.clock.advance(1)
+    await caller.set(budget("team=*", 1000))
+    await ledger.put_item("suspended", "b", b"1")
+    lost = (await ledger.forms())[0], (await ledger.item_versions())["suspended"]
+    await restored(ledger, earlier)
+    caller.clock.advance(1)
+    await ledger.set_budget(budget("model=big", 0))
+    await ledger.put_item("suspended", "c", b"1")
+    with pytest.raises(StaleFormsError):  # what the caller knows lacks the new form
+        await caller.reserve("a")
+    assert (await ledger.forms())[0] > lost[0]
+    assert (await ledger.item_versions())["suspended"] > lost[1]
+
+
+async def test_an_answer_that_comes_late_takes_no_terms_back(
+    ledger: RedisStore, caller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await caller.set(*(budget(f"tenant={name}", 100) for name in "abc"))
+    await ledger.load_terms()
+    before = await kept(ledger)
+    run, late = ledger._run, asyncio.Event()
+
+    async def slow(name: str, args: Sequence[Part] = (), **options: Any) -> Any:
+        answer = await run(name, args, **options)
+        await late.wait()
+        return answer
+
+    async def asking() -> asyncio.Task[None]:
+        """The server has answered, and the answer is under way."""
+        monkeypatch.setattr(ledger, "_run", slow)
+        task = asyncio.create_task(ledger.load_terms())
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(ledger, "_run", run)
+        return task
+
+    def known() -> dict[str, int | None]:
+        return {key: terms.limit_nano_usd for key, terms in ledger._terms.terms.items()}
+
+    await ledger.set_budget(budget("tenant=a", 200))
+    edited = await asking()
+    caller.clock.advance(1)
+    await ledger.set_budget(budget("tenant=c", 300))
+    await ledger.load_terms()
+    newest = ledger._terms.version
+    late.set()
+    await edited
+    assert ledger._terms.version == newest
+    assert known() == {"tenant=a|daily": 200, "tenant=b|daily": 100, "tenant=c|daily": 300}
+
+    late.clear()
+    caller.clock.advance(1)
+    await ledger.set_budget(budget("tenant=b", 400))
+    lost = await asking()
+    await restored(ledger, before)
+    await ledger.load_terms()
+    late.set()
+    await lost
+    assert known() == {"tenant=a|daily": 100, "tenant=b|daily": 100, "tenant=c|daily": 100}

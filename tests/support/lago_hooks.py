@@ -11,7 +11,7 @@ from askii_middleware.lago_webhooks import LagoWebhooks
 from askii_middleware.tracker import CostTracker
 
 from .asgi import ask
-from .lago_payloads import HMAC_KEY, signed, webhook
+from .lago_payloads import HMAC_KEY, ORGANIZATION, signed, webhook
 from .service import opened
 
 TERMINATED = webhook("subscription.terminated")
@@ -31,7 +31,9 @@ async def post(app: Any, body: bytes, headers: Mapping[str, str] | None = None, 
 
 
 def hooks(tracker: CostTracker, **options: Any) -> LagoWebhooks:
-    return LagoWebhooks(tracker, **(options if "public_key" in options else {"hmac_key": HMAC_KEY, **options}))
+    if "public_key" in options:
+        return LagoWebhooks(tracker, **{"organization_id": ORGANIZATION, **options})
+    return LagoWebhooks(tracker, **{"hmac_key": HMAC_KEY, **options})
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 HMAC_KEY = "7f0d8a6e-1c1e-4d0b-9e56-0f4d0a9c1c11"
 ISSUER = "https://lago.example.com"
+ORGANIZATION = "3c901a90-1a90-1a90-1a90-1a901a901a90"
 WALLET = "b7ab2926-1de8-4428-9bcd-779314ac129b"
 
 _CUSTOMER = {
@@ -105,7 +106,7 @@ _TRANSACTION: dict[str, Any] = {
 }
 _ALERT = {
     "lago_id": "0f1f6a39-3b1c-4e7e-9d6f-5cf4b2a1b3c4",
-    "lago_organization_id": "3c901a90-1a90-1a90-1a90-1a901a901a90",
+    "lago_organization_id": ORGANIZATION,
     "lago_alert_id": "4d901a90-1a90-1a90-1a90-1a901a901a90",
     "lago_subscription_id": _SUBSCRIPTION["lago_id"],
     "external_subscription_id": "acme",
@@ -133,10 +134,12 @@ OBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def webhook(type_: str, **changes: Any) -> bytes:
+def webhook(type_: str, *, organization: str | None = ORGANIZATION, **changes: Any) -> bytes:
     """The body of a webhook; `changes` to its object."""
     name, object_ = OBJECTS.get(type_, ("invoice", {"lago_id": "x"}))
-    message = {"webhook_type": type_, "object_type": name, "organization_id": "org", name: {**object_, **changes}}
+    message = {"webhook_type": type_, "object_type": name, name: {**object_, **changes}}
+    if organization is not None:
+        message["organization_id"] = organization
     return json.dumps(message, separators=(",", ":")).encode()
 
 

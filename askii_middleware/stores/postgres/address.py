@@ -31,8 +31,16 @@ class Address(NamedTuple):
     pool_size: int
     prepare: bool
     """Keep prepared statements and time-outs on connections. Not behind a pooler that shares connections between
-    transactions: there `statement_timeout` is to be set for the role.
+    transactions: see `docs/stores.md` for what the role is to have there.
     """
+
+    def conninfo_within(self, timeout_s: float) -> str:
+        """For libpq, with so little time for each of several hosts that one that is silent leaves some for the next."""
+        fields = conninfo_to_dict(self.conninfo)
+        hosts = str(fields.get("host") or fields.get("hostaddr") or "").count(",") + 1
+        if hosts == 1 or "connect_timeout" in fields:
+            return self.conninfo
+        return make_conninfo(self.conninfo, connect_timeout=max(int(timeout_s / (hosts + 1)), 1))
 
     def __repr__(self) -> str:
         return f"Address({self.shown!r})"

@@ -15,8 +15,8 @@ from ..base import KeyRow
 from ..plans import TermsCopy
 from ..rules import form_of
 from .engine import Engine
+from .wire import encode
 
-_encode = msgspec.json.Encoder().encode
 _decode_forms = msgspec.json.Decoder(tuple[int, list[tuple[str, str, str]]]).decode
 _decode_terms = msgspec.json.Decoder(tuple[int, list[tuple[str, BudgetTerms | None]]]).decode
 _decode_budgets = msgspec.json.Decoder(list[dict[str, Any]]).decode
@@ -29,7 +29,7 @@ class PostgresBudgets(Engine):
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, clock: Callable[[], float] | None = None) -> None:
         super().__init__(url, timeout_s=timeout_s, clock=clock)
-        self._terms = TermsCopy(_encode)
+        self._terms = TermsCopy(encode)
 
     async def load_terms(self) -> None:
         """Bring `_terms` to the store's present version."""
@@ -40,14 +40,14 @@ class PostgresBudgets(Engine):
             if version > self._terms.version:
                 self._terms.update(version, changes)
         elif version < known:  # another ledger stands there now
-            self._terms = TermsCopy(_encode)
+            self._terms = TermsCopy(encode)
 
     async def forms(self) -> tuple[int, list[tuple[str, str, str]]]:
         return _decode_forms(await self._call("forms"))
 
     async def set_budget(self, budget: Budget) -> None:
         terms = budget.terms
-        await self._call("set_budget", budget.key, *form_of(budget), _encode(terms), _written(budget))
+        await self._call("set_budget", budget.key, *form_of(budget), encode(terms), _written(budget))
 
     async def remove_budget(self, key: str) -> bool:
         return bool(await self._call("remove_budget", key))
@@ -56,7 +56,7 @@ class PostgresBudgets(Engine):
         return [_read(row) for row in _decode_budgets(await self._call("budgets_all"))]
 
     async def put_key(self, row: KeyRow) -> None:
-        if not await self._call("put_key", row.id, row.sha256, _encode(row)):
+        if not await self._call("put_key", row.id, row.sha256, encode(row)):
             raise StoreError(f"key {row.id!r}: another key has the same secret")
 
     async def keys(self) -> list[KeyRow]:
@@ -71,7 +71,7 @@ def _written(budget: Budget) -> bytes:
     def text(limit: object) -> str | None:
         return None if limit is None else str(limit)
 
-    return _encode(
+    return encode(
         {
             "scope": str(budget.scope),
             "limit_usd": text(budget.limit_usd),

@@ -146,13 +146,13 @@ class Connections:
 
     def __init__(self, address: Address, *, timeout_s: float) -> None:
         self._address = address
+        self._conninfo = address.conninfo_within(timeout_s)
         self._timeout_s = timeout_s
         self._forget()
 
     def _forget(self) -> None:
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(self._address.pool_size)
-        self._calls = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
 
@@ -165,7 +165,6 @@ class Connections:
         """Let `run` have a connection, and repeat it if the server undid it. Raises StoreError, and what `run` does."""
         self._adopt()
         bound_s = self._timeout_s if timeout_s is None else timeout_s
-        self._calls += 1
         try:
             async with asyncio.timeout(bound_s) as bound, self._free:
                 return await self._repeat(run)
@@ -177,8 +176,6 @@ class Connections:
                 f"the ledger {self._address.shown} did not answer within {bound_s:g} s: see whether the server is "
                 "reachable and not overloaded, or raise the time-out"
             ) from None
-        finally:
-            self._calls -= 1
 
     async def _repeat(self, run: Run) -> Value:
         for left in reversed(range(REPEATS)):
@@ -213,12 +210,15 @@ class Connections:
         return None
 
     async def _connect(self) -> Connection:
-        connection = await psycopg.AsyncConnection.connect(self._address.conninfo, autocommit=True)
+        connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
         made = Connection(connection)
         if self._address.prepare:
             bound_ms = max(int(self._timeout_s * 1000), 1)
             try:
-                await made.script(b"SET statement_timeout = %d; SET lock_timeout = %d" % (bound_ms, bound_ms))
+                await made.script(
+                    b"SET default_transaction_isolation = 'read committed'; "
+                    b"SET statement_timeout = %d; SET lock_timeout = %d" % (bound_ms, bound_ms)
+                )
             except BaseException:
                 made.close()
                 raise
@@ -234,7 +234,7 @@ class Connections:
         if self._pid != os.getpid():
             _INHERITED.extend(self._idle)
             self._forget()
-        elif self._calls:
+        elif self._loop is not None and self._loop.is_running():
             raise StoreError(f"the ledger {self._address.shown} is in use by another event loop: open a store for each")
         self._free = asyncio.Semaphore(self._address.pool_size)
         self._loop = loop

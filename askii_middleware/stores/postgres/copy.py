@@ -34,7 +34,7 @@ from ..rows import Alert, Operation
 from ..rules import ELSEWHERE
 from .address import parse
 from .connection import Connections
-from .errors import explain
+from .errors import UNTRANSLATABLE, explain
 from .migrations import UNFINISHED, VERSION, look
 from .store import PostgresStore
 
@@ -108,7 +108,7 @@ class PostgresCopier(Copier):
             await connection.execute("ALTER SEQUENCE record_numbers RESTART")
             await connection.execute("UPDATE meta SET value = 0 WHERE name = 'last_alert'")
             await connection.execute(
-                "UPDATE meta SET value = value + 1 WHERE name IN ('forms_version', 'budgets_version')"
+                "SELECT next_version(name) FROM (VALUES ('forms_version'), ('budgets_version')) AS known (name)"
             )
 
     async def complete(self) -> None:
@@ -145,7 +145,8 @@ class PostgresCopier(Copier):
             async with self._transaction() as connection, connection.cursor() as cursor:
                 if table == "ends":
                     for row in rows:
-                        await cursor.execute(*_end(row))
+                        if row.name in ("alerts", "records") or row.name.isdecimal():
+                            await cursor.execute(*_end(row))
                 else:
                     for text, values in _PLANS[table].write(rows):
                         await cursor.executemany(text.encode(), values)
@@ -156,11 +157,15 @@ class PostgresCopier(Copier):
     async def _explained(self) -> AsyncIterator[None]:
         try:
             yield
+        except UnicodeEncodeError as error:
+            raise explain(self._address.shown, UNTRANSLATABLE, f"text that is not UTF-8: {error.reason}") from None
         except (psycopg.Error, OSError) as error:
             message = " ".join(str(error).split())
             for secret in self._address.secrets:
                 message = message.replace(secret, "***")
-            raise explain(self._address.shown, getattr(error, "sqlstate", None), message) from None
+            # psycopg itself refuses a NUL in a text, and gives no code.
+            refused = UNTRANSLATABLE if isinstance(error, psycopg.DataError) else None
+            raise explain(self._address.shown, getattr(error, "sqlstate", None) or refused, message) from None
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -41,12 +41,22 @@ _READERS: dict[int, Callable[[bytes], Any]] = {
 
 
 class _Function:
-    """A function of the ledger, with what its arguments and its result are."""
+    """A function of the ledger, with what its arguments and its result are.
 
-    def __init__(self, namespace: str, name: str, arguments: tuple[int, ...], result: int) -> None:
+    Args:
+        lock_ms: bounds each wait for a lock, where connections keep no bound.
+    """
+
+    def __init__(
+        self, namespace: str, name: str, arguments: tuple[int, ...], result: int, *, lock_ms: int | None = None
+    ) -> None:
         places = ", ".join(f"${place + 1}" for place in range(len(arguments)))
         self.name = f"askii_{name}".encode()
-        self.text = f"SELECT {namespace}.{name}({places})".encode()
+        text = f"SELECT {namespace}.{name}({places})"
+        if lock_ms is not None:
+            bound = f"SELECT set_config('lock_timeout', '{lock_ms}', true) AS lock_ms"
+            text = f"WITH bound AS MATERIALIZED ({bound}) {text} FROM bound WHERE lock_ms IS NOT NULL"
+        self.text = text.encode()
         self.arguments = arguments
         self.read = _READERS.get(result, bytes)
 
@@ -78,7 +88,10 @@ class Engine(Store):
         mark = f"SELECT count(*)::text FROM {namespace}.meta WHERE name = '{UNFINISHED}'".encode()  # noqa: S608
         if not self.for_copy and await self._connections.call(b"askii_unfinished", mark) != b"0":
             raise unfinished_error(self.url)
-        self._functions = {name: _Function(namespace, name, *signature) for name, signature in found.functions.items()}
+        lock_ms = None if self._address.prepare else max(int(self._timeout_s * 1000), 1)
+        self._functions = {
+            name: _Function(namespace, name, *signature, lock_ms=lock_ms) for name, signature in found.functions.items()
+        }
 
     async def migrate(self) -> int:
         """Bring the schema up to date, or make it. Returns its version. Raises StoreError."""

@@ -18,6 +18,7 @@ REPEATABLE = frozenset({"40001", "40P01"})
 GONE = ("08", "57P")
 """What codes begin with after which the connection is of no use."""
 UNDEFINED_FUNCTION = "42883"
+UNTRANSLATABLE = "22P05"
 
 _OUTGROWN = "has no such table or function: another version of askii-middleware changed its schema; restart this one"
 _ADVICE = {

@@ -27,6 +27,7 @@ Signatures = dict[str, tuple[tuple[int, ...], int]]
 
 
 class _Look(msgspec.Struct):
+    isolation: str
     has_meta: bool
     is_used: bool
     functions: Signatures
@@ -35,6 +36,7 @@ class _Look(msgspec.Struct):
 _decode_look = msgspec.json.Decoder(_Look).decode
 _LOOK = """
 SELECT json_build_object(
+    'isolation', current_setting('transaction_isolation'),
     'has_meta', to_regclass('{ns}.meta') IS NOT NULL,
     'is_used', EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('{ns}')),
     'functions', coalesce((
@@ -73,7 +75,7 @@ async def migrate(connections: Connections, address: Address, *, timeout_s: floa
     async def run(connection: Connection) -> Value:
         namespace = address.namespace
         await connection.script(
-            "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
             "SET LOCAL client_min_messages = error; "
             f"SELECT pg_advisory_xact_lock(hashtextextended('askii migrate {namespace}', 0))".encode()
         )
@@ -108,6 +110,11 @@ def check_present(found: Schema, address: Address) -> None:
 async def _look(connection: Connection, address: Address) -> Schema:
     text = await connection.script(_LOOK.format(ns=address.namespace).encode())
     seen = _decode_look(text or b"")
+    if seen.isolation != "read committed":  # decisions have to see what was committed while they waited for a lock
+        raise StoreError(
+            f"the ledger {address.shown}: its transactions are {seen.isolation} and have to be read committed: "
+            "ALTER ROLE … SET default_transaction_isolation = 'read committed'"
+        )
     if not seen.has_meta:
         if seen.is_used:
             raise StoreError(

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import msgspec
 
 from ..base import CHANNEL_PREFIX, DeadLetter, Entry, Lease, Outcome, Place
+from ..rows import EVER_S
 from ..rules import check_outcomes, check_sinks
 from .engine import Engine
+from .wire import encode
 
-_encode = msgspec.json.Encoder().encode
 _decode_leases = msgspec.json.Decoder(list[Lease]).decode
 _decode_entries = msgspec.json.Decoder(list[tuple[int, int, str, str, int, msgspec.Raw]]).decode
 _decode_dead = msgspec.json.Decoder(list[tuple[int, int, str, str, str, int, float, float, msgspec.Raw]]).decode
@@ -24,7 +25,7 @@ class PostgresOutbox(Engine):
 
     async def register_sinks(self, names: Sequence[str]) -> None:
         check_sinks(names)
-        await self._call("register_sinks", _encode(list(names)))
+        await self._call("register_sinks", encode(list(names)))
 
     async def forget_sink(self, name: str) -> bool:
         return bool(await self._call("forget_sink", name))
@@ -33,9 +34,9 @@ class PostgresOutbox(Engine):
         function = "lease_channel" if sink.startswith(CHANNEL_PREFIX) else "lease_sink"
         return _decode_leases(await self._call(function, sink, owner, float(ttl_s), self._now()))
 
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
-        asked = _encode(list(partitions))
-        found = await self._call("fetch_entries", sink, asked, max(limit, 0), self._now())
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
+        asked = encode(list(partitions))
+        found = await self._call("fetch_entries", sink, asked, max(limit, 0), EVER_S if early else self._now())
         return [
             Entry(partition, seq, call_id, tenant, bytes(record), attempts)
             for partition, seq, call_id, tenant, attempts, record in _decode_entries(found)
@@ -51,8 +52,8 @@ class PostgresOutbox(Engine):
         failures: int = 0,
     ) -> list[int]:
         check_outcomes(outcomes)
-        held = _encode([(lease.partition, lease.token) for lease in leases])
-        became = _encode(list(outcomes))
+        held = encode([(lease.partition, lease.token) for lease in leases])
+        became = encode(list(outcomes))
         return _decode_partitions(
             await self._call("acknowledge", sink, held, became, float(retry_at_s), failures, self._now())
         )

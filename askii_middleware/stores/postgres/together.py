@@ -5,6 +5,7 @@ the way free takes along all that wait, so under load a hot counter is locked an
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -30,19 +31,27 @@ class Together(Generic[Q, A]):
         self._send = send
         self._most = most
         self._timeout_s = timeout_s
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._forget()
 
     def _forget(self) -> None:
         self._busy = 0
         self._waiting: list[tuple[Q, asyncio.Future[A | None]]] = []
 
+    def _adopt(self, home: tuple[int, asyncio.AbstractEventLoop]) -> None:
+        """Belong to this process and event loop: what another one had under way that is over, it took with it."""
+        if home == self._home:
+            return
+        is_alive = self._home is not None and self._home[0] == home[0] and self._home[1].is_running()
+        if is_alive and (self._busy or self._waiting):
+            raise StoreError("the ledger is in use by another event loop: open a store for each")
+        self._home = home
+        self._forget()
+
     async def ask(self, request: Q) -> A:
         """Raises StoreError, and what `send` raises."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # what another one had under way, it took with it
-            self._loop = loop
-            self._forget()
+        self._adopt((os.getpid(), loop))
         try:
             async with asyncio.timeout(self._timeout_s) as bound:
                 while self._busy >= LANES:

@@ -53,6 +53,14 @@ decode_time = msgspec.json.Decoder(float).decode
 _decode_settled = msgspec.json.Decoder(list[tuple[int, bool, bool] | str]).decode
 
 
+def encode(value: object) -> bytes:
+    """JSON. Raises UnwritableError for text that is not UTF-8."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError as error:
+        raise UnwritableError(f"the ledger holds no text that is not UTF-8: {error.reason}") from None
+
+
 class _AnyWindow(dict[str, tuple[Window, Window]]):
     """For plans of calls that stand on counters already, or whose windows the engine asks for if it misses them."""
 
@@ -104,7 +112,7 @@ def reserve(request: ReserveRequest, terms: TermsCopy) -> bytes:
         (_held(c.hold_nano_usd), None if c.least_nano_usd is None else _held(c.least_nano_usd), plans.places(c.matches))
         for c in request.candidates
     ]
-    return _encode(
+    return encode(
         {
             "call_id": request.call_id,
             "worker": request.worker,
@@ -122,7 +130,7 @@ def reserve(request: ReserveRequest, terms: TermsCopy) -> bytes:
 
 
 def extend(request: ExtendRequest, terms: TermsCopy) -> bytes:
-    return _encode(
+    return encode(
         {
             "call_id": request.call_id,
             "sequence": request.sequence,
@@ -135,7 +143,7 @@ def extend(request: ExtendRequest, terms: TermsCopy) -> bytes:
 
 
 def settle(settlements: Sequence[Settlement], terms: Mapping[str, BudgetTerms]) -> bytes:
-    return _encode([_settlement(settlement, terms) for settlement in settlements])
+    return encode([_settlement(settlement, terms) for settlement in settlements])
 
 
 def _settlement(settlement: Settlement, terms: Mapping[str, BudgetTerms]) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def read_settled(answer: bytes) -> list[Settled | UnwritableError]:
 def draw(request: DrawRequest, terms: TermsCopy) -> bytes:
     """Raises StaleFormsError if a window is missing."""
     plans = _Plans(terms, request.windows, request.rate)
-    return _encode(
+    return encode(
         {
             "holder": request.holder,
             "sequence": request.sequence,
@@ -187,7 +195,7 @@ def draw(request: DrawRequest, terms: TermsCopy) -> bytes:
 def promote(promotion: Promotion) -> bytes:
     """Raises ValueError and UnwritableError like `rules.owing`."""
     owed, free = owing(promotion)
-    return _encode(
+    return encode(
         {
             "call_id": promotion.call_id,
             "holder": promotion.credit.holder,
@@ -212,4 +220,4 @@ def status(
         "matches": [raw for _, raw in plans],
         "windows": {name: windows[name] for name in needed if name in windows},
     }
-    return _encode(request), needed
+    return encode(request), needed

@@ -33,7 +33,7 @@ class RedisBase:
         """The time that goes with an operation; empty: the server's."""
         return b"" if self._clock is None else repr(float(self._clock())).encode()
 
-    async def _run(self, name: str, args: Sequence[Part] = ()) -> Any:
+    async def _run(self, name: str, args: Sequence[Part] = (), *, now: bytes | None = None) -> Any:
         """One script call: KEYS[1] is the prefix of the ledger's keys, ARGV[1] the time, ARGV[2] the first of `args`.
         Integers that a script writes into text come as `%.0f`. Raises StoreError.
         """
@@ -41,7 +41,12 @@ class RedisBase:
         head = self._heads.get(name)
         if head is None:
             head = self._heads[name] = b"".join(bulk(part) for part in ("EVALSHA", found.digest, 1, self._prefix))
-        data = b"*%d\r\n%b%b%b" % (len(args) + 5, head, bulk(self._now()), b"".join(map(bulk, args)))
+        data = b"*%d\r\n%b%b%b" % (
+            len(args) + 5,
+            head,
+            bulk(self._now() if now is None else now),
+            b"".join(map(bulk, args)),
+        )
         return await self._link.send(data, found)
 
     async def _call(self, command: str, key: str, *args: Part) -> Any:

@@ -27,11 +27,16 @@ class RedisBudgets(RedisBase):
 
     async def load_terms(self) -> None:
         """Bring `_terms` to the store's present version."""
-        version, *changes = await self._run("changed_budgets", (self._terms.version,))
-        if int(version) < self._terms.version:  # the server has lost edits, and has sent all it knows
+        known = self._terms.version
+        newest, *changes = await self._run("changed_budgets", (known,))
+        version, present = int(newest), self._terms.version
+        # Others may have asked meanwhile: what is older than their answers is ignored, and loaded again if need be.
+        is_lossy = version < known == present  # the server has lost edits, and has sent all it knows
+        if is_lossy:
             self._terms.terms.clear()
-        budgets = ((text(key), _read(row).terms if row else None) for key, row in _pairs(changes))
-        self._terms.update(int(version), budgets)
+        if is_lossy or known <= present < version:
+            budgets = ((text(key), _read(row).terms if row else None) for key, row in _pairs(changes))
+            self._terms.update(version, budgets)
 
     async def forms(self) -> tuple[int, list[tuple[str, str, str]]]:
         version, forms = await self._run("forms")

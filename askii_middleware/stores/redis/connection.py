@@ -24,6 +24,7 @@ _HINTS = {
     "NOAUTH": "the URL needs a password",
     "WRONGPASS": "check user and password in the URL",
     "NOPERM": "give the user the rights the guide lists",
+    "NOSCRIPT": "it does not take this release's scripts: Redis 7 or Valkey 7.2 is the least",
     "LOADING": "it reads its data after a start: try again soon",
     "BUSY": "another client's script blocks it",
     "READONLY": "it became a replica: the next call looks for its successor",
@@ -98,6 +99,8 @@ class Link:
 
     def _error(self, text: str) -> StoreError:
         hint = _HINTS.get(text.partition(" ")[0])
+        for secret in self._place.secrets:
+            text = text.replace(secret, "***")
         return StoreError(f"{self._place.url}: {text[:300]}" + (f" ({hint})" if hint else ""))
 
     async def close(self) -> None:
@@ -203,7 +206,7 @@ class Link:
             reply = await self._first(wire, pack(command), until)
             if isinstance(reply, Refused):
                 wire.end("LOST")
-                raise ConnectionAbortedError(reply.text)
+                raise ConnectionAbortedError(reply.text.partition(", with args")[0])  # a login, perhaps cut short
         return wire
 
     async def _first(self, wire: Wire, data: bytes, until: float) -> Reply:

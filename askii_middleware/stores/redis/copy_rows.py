@@ -35,6 +35,12 @@ AGGREGATES_S = 400 * 86_400.0
 MARKER_TTL_S = 90_000
 MARKED_S = 3 * 86_400.0
 """Calls admitted longer ago were settled more than a marker's life ago."""
+END_FIELDS = {"alerts": "alert_seq", "records": "seq"} | {
+    name: name for name in ("calls", "cost_nano_usd", "records_nano_usd")
+}
+"""The members of `meta` that a copy takes along, those of the partitions aside. What is summed up there is of all calls
+ever made, also of those whose rows have gone.
+"""
 _FOREVER_S = 1e11
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -92,7 +98,7 @@ def _hold(row: HoldRow, now_s: float) -> Iterator[Command]:
     fields: tuple[Part, ...] = (
         *("s", row.state, "u", row.until_s, "w", row.worker, "n", row.nano_usd, "c", _pack(counters)),
         *("k", row.candidate, "a", row.admitted_at_s, "q", row.sequence),
-        *("r", told_admission(row.answer), "b", row.about),
+        *("r", told_admission(row.answer), "b", row.about, "o", 1),  # it may have an operation: those come later
     )
     yield "HSET", f"h:{row.call_id}", *fields
     yield "ZADD", "deadlines" if row.state == "held" else "fading", row.until_s, row.call_id
@@ -156,7 +162,7 @@ def _record(row: RecordRow, now_s: float) -> Iterator[Command]:
 
 
 def _end(row: EndRow, _now_s: float) -> Iterator[Command]:
-    field = {"alerts": "alert_seq", "records": "seq"}.get(row.name, f"o{row.name}")
+    field = END_FIELDS.get(row.name, f"o{row.name}")
     yield "HSET", "meta", field, row.last
 
 

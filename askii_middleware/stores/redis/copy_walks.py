@@ -26,6 +26,7 @@ from ..copying import (
 )
 from ..rows import PARTITIONS, Alert
 from .answers import Marker, admission, operation
+from .copy_rows import END_FIELDS
 from .wire import text
 
 if TYPE_CHECKING:
@@ -203,9 +204,9 @@ async def _with_markers(server: Server, rows: list[RecordRow]) -> list[RecordRow
 
 
 async def _ends(server: Server, _limit: int) -> Walk:
-    fields = {"alert_seq": "alerts", "seq": "records"} | {f"o{n}": str(n) for n in range(PARTITIONS)}
-    found = await server.on("HMGET", "meta", *fields)
-    yield [EndRow(name, int(last)) for name, last in zip(fields.values(), found, strict=True) if last]
+    fields = END_FIELDS | {str(n): f"o{n}" for n in range(PARTITIONS)}
+    found = await server.on("HMGET", "meta", *fields.values())
+    yield [EndRow(name, int(last)) for name, last in zip(fields, found, strict=True) if last]
 
 
 async def _sinks(server: Server, _limit: int) -> Walk:

@@ -10,6 +10,7 @@ import msgspec
 
 from ...errors import StoreError
 from ..base import CHANNEL_PREFIX, PARTITIONS, DeadLetter, Entry, Lease, Outcome, Place
+from ..rows import EVER_S
 from ..rules import check_outcomes, check_sinks
 from .base import RedisBase
 from .wire import Part, text
@@ -37,9 +38,10 @@ class RedisOutbox(RedisBase):
     async def _lease_channel(self, channel: str, owner: str, ttl_s: float) -> list[Lease]:
         """The same for an alert channel."""
 
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int) -> list[Entry]:
+    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
         asked = [partition for partition in range(PARTITIONS) if partition in partitions]
-        found = await self._of_sink("fetch", sink, (max(limit, 0), *asked))
+        now = repr(EVER_S).encode() if early else None
+        found = _known(await self._run("fetch", (sink, max(limit, 0), *asked), now=now), sink)
         return [
             Entry(partition, seq, text(call_id), text(tenant), record, attempts)
             for partition, seq, call_id, tenant, record, attempts in found

@@ -69,6 +69,9 @@ class Place:
             self._options: dict[str, Any] = dict(parse_url(plain))
             self.tls = _tls(self._options)
             self.db = int(self._options.get("db") or 0)
+            secrets = self._options.get("password"), self._sentinel_login[1], self._options.get("ssl_password")
+            self.secrets = [secret for secret in secrets if secret]
+            """What no message may show."""
         except (ValueError, TypeError, OSError) as error:
             raise ConfigurationError(
                 f"store {scheme}://: {type(error).__name__} in its URL; expected {_form(scheme)}"

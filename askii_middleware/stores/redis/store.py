@@ -13,6 +13,7 @@ from .outbox import RedisOutbox
 from .reading import RedisReading
 
 SCHEMA = 1
+LEAST_RELEASE = 7
 UNFINISHED = "unfinished_copy"
 """The member of `meta` that marks the target of a copy."""
 
@@ -30,17 +31,22 @@ class RedisStore(RedisBudgets, RedisAlerts, RedisOutbox, RedisReading, RedisItem
             raise StoreError(f"{self.url}: the ledger has schema {found}, and this release knows {SCHEMA}: upgrade")
         if not self.for_copy and await self._call("HEXISTS", "meta", UNFINISHED):
             raise unfinished_error(self.url)
-        await self._check_memory()
+        await self._check_server()
         await self.load_terms()
 
-    async def _check_memory(self) -> None:
-        """A server that drops keys when it is full would forget what was spent."""
+    async def _check_server(self) -> None:
+        """An old one takes no scripts with flags; one that drops keys when it is full would forget what was spent."""
         try:
-            told = await self._link.call("INFO", "memory")
+            told = await self._link.call("INFO")
         except StoreError:
             return  # it was reached a moment ago: this user may not ask
         lines = (line.partition(":") for line in told.decode("utf-8", "replace").splitlines())
         info = {name: value for name, _, value in lines}
+        release = info.get("redis_version", "")
+        if release.partition(".")[0].isdecimal() and int(release.partition(".")[0]) < LEAST_RELEASE:
+            raise StoreError(
+                f"{self.url}: the server speaks as Redis {release}: Redis {LEAST_RELEASE} or Valkey 7.2 is the least"
+            )
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and info.get("maxmemory", "0") != "0":
             raise StoreError(

@@ -1,5 +1,6 @@
 -- Budgets and keys. Invariants: budgets_version grows with every edit and each edited row carries its number;
--- forms_version grows exactly when the set of (shape, period, zone) of the stored budgets changes.
+-- forms_version grows exactly when the set of (shape, period, zone) of the stored budgets changes. Both follow the clock
+-- in milliseconds, so that a version is not used again after a restore that has lost edits.
 
 CREATE OR REPLACE FUNCTION forms() RETURNS json
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
@@ -22,9 +23,10 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
 $$;
 
 -- One writer at a time, so that whoever sees a version sees every edit before it.
-CREATE OR REPLACE FUNCTION next_budgets_version() RETURNS bigint
+CREATE OR REPLACE FUNCTION next_version(p_name text) RETURNS bigint
 LANGUAGE sql AS $$
-    UPDATE meta SET value = value + 1 WHERE name = 'budgets_version' RETURNING value
+    UPDATE meta SET value = greatest(value + 1, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+    WHERE name = p_name RETURNING value
 $$;
 
 CREATE OR REPLACE FUNCTION has_form(p_shape text, p_period text, p_zone text) RETURNS boolean
@@ -39,7 +41,7 @@ CREATE OR REPLACE FUNCTION set_budget(
 ) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
-    v_version bigint := next_budgets_version();
+    v_version bigint := next_version('budgets_version');
     v_before budgets;
     v_known boolean := has_form(p_shape, p_period, p_zone);
 BEGIN
@@ -49,7 +51,7 @@ BEGIN
         version = excluded.version, shape = excluded.shape, period = excluded.period, zone = excluded.zone,
         terms = excluded.terms, budget = excluded.budget;
     IF NOT v_known OR v_before.key IS NOT NULL AND NOT has_form(v_before.shape, v_before.period, v_before.zone) THEN
-        UPDATE meta SET value = value + 1 WHERE name = 'forms_version';
+        PERFORM next_version('forms_version');
     END IF;
 END
 $$;
@@ -57,17 +59,17 @@ $$;
 CREATE OR REPLACE FUNCTION remove_budget(p_key text) RETURNS boolean
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
-    v_version bigint := next_budgets_version();
     v_before budgets;
 BEGIN
-    UPDATE budgets SET version = v_version, terms = NULL, budget = NULL WHERE key = p_key AND budget IS NOT NULL
+    PERFORM FROM meta WHERE name = 'budgets_version' FOR UPDATE;
+    UPDATE budgets SET terms = NULL, budget = NULL WHERE key = p_key AND budget IS NOT NULL
     RETURNING * INTO v_before;
     IF v_before.key IS NULL THEN
-        UPDATE meta SET value = value - 1 WHERE name = 'budgets_version';  -- nothing has changed
         RETURN false;
     END IF;
+    UPDATE budgets SET version = next_version('budgets_version') WHERE key = p_key;
     IF NOT has_form(v_before.shape, v_before.period, v_before.zone) THEN
-        UPDATE meta SET value = value + 1 WHERE name = 'forms_version';
+        PERFORM next_version('forms_version');
     END IF;
     RETURN true;
 END

@@ -18,8 +18,8 @@ CREATE OR REPLACE FUNCTION credit_for(p_line budget_line, p_ask jsonb, p_granted
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN p_line.lim > 0 AND NOT p_line.soft THEN greatest(0, least(
         (p_ask ->> 0)::bigint,
-        floor((p_line.lim - p_line.spent - p_line.held)::numeric * least((p_ask ->> 1)::bigint, 1000000) / 1000000),
-        floor(p_line.lim::numeric * least((p_ask ->> 2)::bigint, 1000000) / 1000000) - p_line.spent - p_line.held,
+        floor((p_line.lim - taken(p_line))::numeric * least((p_ask ->> 1)::bigint, 1000000) / 1000000),
+        floor(p_line.lim::numeric * least((p_ask ->> 2)::bigint, 1000000) / 1000000) - taken(p_line),
         9007199254740991 - p_granted
     ))::bigint ELSE 0 END
 $$;

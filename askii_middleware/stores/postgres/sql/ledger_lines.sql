@@ -104,6 +104,12 @@ BEGIN
 END
 $$;
 
+-- What is spent and held on a line: less than nothing spent, after credits, gives no room beyond the limit.
+CREATE OR REPLACE FUNCTION taken(p_line budget_line) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT greatest(p_line.spent, 0) + p_line.held
+$$;
+
 -- Whether so much fits one line: a hold of zero needs no room, only a limit that is not 0.
 CREATE OR REPLACE FUNCTION refuses(p_line budget_line, p_taken bigint, p_hold bigint, p_least bigint) RETURNS boolean
 LANGUAGE sql IMMUTABLE AS $$
@@ -117,9 +123,9 @@ $$;
 CREATE OR REPLACE FUNCTION fitting(p_lines budget_line[], p_cand integer, p_hold bigint, p_least bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE
-        WHEN bool_or(refuses(l, l.spent + l.held, p_hold, p_least)) THEN NULL
+        WHEN bool_or(refuses(l, taken(l), p_hold, p_least)) THEN NULL
         WHEN p_hold = 0 THEN 0
-        ELSE least(p_hold, min(l.lim - l.spent - l.held) FILTER (WHERE NOT l.soft))
+        ELSE least(p_hold, min(l.lim - taken(l)) FILTER (WHERE NOT l.soft))
     END
     FROM unnest(p_lines) AS l WHERE l.cand = p_cand
 $$;
@@ -127,7 +133,7 @@ $$;
 -- Whether it would not fit even if every running call cost nothing.
 CREATE OR REPLACE FUNCTION is_spent(p_lines budget_line[], p_cand integer, p_hold bigint, p_least bigint) RETURNS boolean
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT coalesce(bool_or(refuses(l, l.spent, p_hold, p_least)), false) FROM unnest(p_lines) AS l
+    SELECT coalesce(bool_or(refuses(l, greatest(l.spent, 0), p_hold, p_least)), false) FROM unnest(p_lines) AS l
     WHERE l.cand = p_cand
 $$;
 
@@ -137,6 +143,6 @@ RETURNS json
 LANGUAGE sql IMMUTABLE AS $$
     SELECT state_of(l) FROM unnest(p_lines) AS l
     WHERE l.cand = p_cand
-        AND refuses(l, CASE p_reason WHEN 'spent' THEN l.spent ELSE l.spent + l.held END, p_hold, p_least)
+        AND refuses(l, CASE p_reason WHEN 'spent' THEN greatest(l.spent, 0) ELSE taken(l) END, p_hold, p_least)
     ORDER BY l.end_s DESC, l.place LIMIT 1
 $$;

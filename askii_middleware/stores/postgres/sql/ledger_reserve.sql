@@ -19,7 +19,7 @@ DECLARE
     v_reason text := 'spent';
 BEGIN
     IF cardinality(v_order) > 1
-        AND EXISTS (SELECT FROM unnest(p_lines) WHERE cand = 0 AND spent + held > above AND NOT soft)
+        AND EXISTS (SELECT FROM unnest(p_lines) AS l WHERE l.cand = 0 AND taken(l) > l.above AND NOT l.soft)
     THEN
         v_order := v_order[2:] || 0;
     END IF;

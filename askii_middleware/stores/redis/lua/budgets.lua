@@ -3,12 +3,12 @@
 --
 -- Invariants. `forms` counts the budgets of each form, and meta `forms_version` grows exactly when its set of forms
 -- changes. `budget_versions` has the version of each budget's last edit, also of those that were removed; meta
--- `budgets_version` is the newest. It follows the clock in milliseconds, so that a version is not used again after a
+-- `budgets_version` is the newest. Both versions follow the clock in milliseconds, so that none is used again after a
 -- server has lost the last edits.
-local function next_version()
-    local known = tonumber(redis.call('HGET', P .. 'meta', 'budgets_version')) or 0
+local function next_version(name)
+    local known = tonumber(redis.call('HGET', P .. 'meta', name)) or 0
     local version = whole(math.max(known + 1, math.floor(now * 1000)))
-    redis.call('HSET', P .. 'meta', 'budgets_version', version)
+    redis.call('HSET', P .. 'meta', name, version)
     return version
 end
 
@@ -29,7 +29,7 @@ local function change(key, form, json)
         end
     end
     if moved then
-        redis.call('HINCRBY', P .. 'meta', 'forms_version', 1)
+        next_version('forms_version')
     end
     if json then
         redis.call('HSET', P .. 'budgets', key, json)
@@ -38,6 +38,6 @@ local function change(key, form, json)
         redis.call('HDEL', P .. 'budgets', key)
         redis.call('HDEL', P .. 'budget_forms', key)
     end
-    redis.call('ZADD', P .. 'budget_versions', next_version(), key)
+    redis.call('ZADD', P .. 'budget_versions', next_version('budgets_version'), key)
     return before and true or false
 end

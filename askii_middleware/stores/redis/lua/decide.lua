@@ -1,7 +1,12 @@
 -- Whether a hold fits its lines, as `admission.py` has it, word for word. Changes nothing.
 
--- As much of a hold as fits all lines, from `least` on (nil: all of it); nil if that does not fit. `idle`: as if every
+-- What is spent and held: less than nothing spent, after credits, gives no room beyond the limit. `idle`: as if every
 -- running call cost nothing.
+local function taken(spent, held, idle)
+    return math.max(spent, 0) + (idle and 0 or held)
+end
+
+-- As much of a hold as fits all lines, from `least` on (nil: all of it); nil if that does not fit. `idle` as above.
 local function fitting(lines, hold, least, idle)
     local granted = hold
     for _, line in ipairs(lines) do
@@ -11,7 +16,7 @@ local function fitting(lines, hold, least, idle)
                 return nil
             end
             if hold ~= 0 then
-                local left = limit - line.spent - (idle and 0 or line.held)
+                local left = limit - taken(line.spent, line.held, idle)
                 if left < granted then
                     if not least or left < least then
                         return nil

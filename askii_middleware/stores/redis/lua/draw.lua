@@ -71,11 +71,11 @@ for n, lines in ipairs(parts) do
     for place, line in ipairs(lines) do
         local amounts = read(line.counter)
         local _, granted = credit_of(line.counter, holder)
-        local limit, taken = line.limit, amounts[1] + amounts[2]
+        local limit, used = line.limit, taken(amounts[1], amounts[2])
         local needs_store = is_crowded[line.counter] or (limit == 0 and not line.soft)
         if is_new and not needs_store and limit and not line.soft then
-            local share = share_of(limit - taken, share_ppm)
-            local room = share_of(limit, ceiling_ppm) - taken
+            local share = share_of(limit - used, share_ppm)
+            local room = share_of(limit, ceiling_ppm) - used
             local grant = math.min(more, share, room, MAX - granted)
             if grant > 0 then
                 give_credit(line.counter, line.end_s, holder, grant)

@@ -38,7 +38,7 @@ local function find_hold(call_id)
         candidate = found[6],
         admitted_at = found[7],
         sequence = tonumber(found[8]),
-        goes_on = found[9] and true, -- it has, or had, an operation
+        goes_on = found[9] and true, -- it has, had, or may have an operation
     }
 end
 
@@ -131,8 +131,9 @@ local function lift(hold)
     end
 end
 
--- Write a new hold, whose amount stands on its counters already. `answer` is what its call was told.
-local function place(call_id, worker, nano_usd, counters, candidate, admitted_at, until_s, answer, about)
+-- Write a new hold, whose amount stands on its counters already. `answer` is what its call was told; `goes_on`: it was
+-- deferred before it had a hold.
+local function place(call_id, worker, nano_usd, counters, candidate, admitted_at, until_s, answer, about, goes_on)
     local deadline = seconds(until_s)
     local key = P .. 'h:' .. call_id
     local packed = cmsgpack.pack(counters)
@@ -140,6 +141,9 @@ local function place(call_id, worker, nano_usd, counters, candidate, admitted_at
         'HSET', key, 's', 'held', 'u', deadline, 'w', worker, 'n', whole(nano_usd), 'c', packed,
         'k', candidate, 'a', admitted_at, 'q', '0', 'r', answer, 'b', about
     )
+    if goes_on then
+        redis.call('HSET', key, 'o', 1)
+    end
     redis.call('ZADD', P .. 'deadlines', deadline, call_id)
     redis.call('SADD', P .. 'w:' .. worker, call_id)
 end

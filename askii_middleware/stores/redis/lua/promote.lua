@@ -11,7 +11,9 @@
 local call_id, holder, counters, hold, life_s, about, answer, candidate, admitted_at, owed, free =
     unpack(cmsgpack.unpack(ARGV[2]))
 
-if redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id) > 0 then
+-- One command for nearly all calls, which are new.
+local is_known = redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id, P .. 'op:' .. call_id) > 0
+if is_known and redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id) > 0 then
     return 1
 end
 if not is_alive(holder) then
@@ -38,5 +40,5 @@ for _, counter in ipairs(owed) do
     take_credit(counter, holder, hold)
 end
 stand(counters, holder, hold)
-place(call_id, holder, hold, counters, whole(candidate), seconds(admitted_at), now + life_s, answer, about)
+place(call_id, holder, hold, counters, whole(candidate), seconds(admitted_at), now + life_s, answer, about, is_known)
 return 1

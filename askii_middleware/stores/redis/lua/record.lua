@@ -1,11 +1,11 @@
 -- include: start.lua
 -- What a settlement leaves: its record, its sums, and the alerts it set off.
 --
--- Invariants. A partition's stream `o:<p>` holds entries `<seq>-0` whose numbers have no gaps; meta `o<p>` is its last
--- one, meta `seq` the number of all records ever written, and meta `records_nano_usd` the sum of what they say they
--- cost. `records` leads from a call to its entry, for as long as that is kept. Meta `calls` and `cost_nano_usd` sum up
--- all aggregates of tenants ever written, also those that have expired. Sums beyond MAX are left to HINCRBY, which is
--- exact up to 2^63.
+-- Invariants. A partition's stream `o:<p>` holds entries `<seq>-0` whose numbers have no gaps, but for those a copy of the
+-- ledger leaves where entries were set aside for longer than others are kept; meta `o<p>` is its last one, meta `seq` the
+-- number of all records ever written, and meta `records_nano_usd` the sum of what they say they cost. `records` leads
+-- from a call to its entry, for as long as that is kept. Meta `calls` and `cost_nano_usd` sum up all aggregates of tenants
+-- ever written, also those that have expired. Sums beyond MAX are left to HINCRBY, which is exact up to 2^63.
 local AGGREGATES_S = 400 * 86400
 local MOST_SUMMED = 4611686018427387904 -- half of what HINCRBY holds
 

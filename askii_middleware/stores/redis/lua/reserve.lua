@@ -14,7 +14,9 @@
 local call_id, worker, forms_version, budgets_version, life_s, replaces, is_shadow, about, windows, candidates =
     unpack(cmsgpack.unpack(ARGV[2]))
 
-if redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id) > 0 then
+-- One command for nearly all calls, which are new.
+local is_known = redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id, P .. 'op:' .. call_id) > 0
+if is_known and redis.call('EXISTS', P .. 'h:' .. call_id, P .. 'd:' .. call_id) > 0 then
     return redis.call('HGET', P .. 'h:' .. call_id, 'r') or { 'done', redis.call('GET', P .. 'd:' .. call_id) }
 end
 local versions = redis.call('HMGET', P .. 'meta', 'forms_version', 'budgets_version')
@@ -58,7 +60,7 @@ if #candidates > 1 then
         return { 'window', now_text }
     end
     for _, line in ipairs(lines[1]) do
-        if line.mark and line.spent + line.held > line.mark then
+        if line.mark and taken(line.spent, line.held) > line.mark then
             table.remove(order, 1)
             order[#order + 1] = 1
             break
@@ -120,5 +122,5 @@ for n, line in ipairs(lines[chosen]) do
 end
 stand(counters, worker, hold)
 seat(lines[chosen])
-place(call_id, worker, hold, counters, chosen - 1, now_text, now + life_s, answer, about)
+place(call_id, worker, hold, counters, chosen - 1, now_text, now + life_s, answer, about, is_known)
 return answer

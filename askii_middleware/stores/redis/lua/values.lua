@@ -1,12 +1,14 @@
 -- include: start.lua
 -- Named values of some kind. Invariants: `items:<kind>` has what was stored and whose time has not come, `item_ends` the
--- times of those that have one, and `item_versions` grows with every change, the end of a value's time included.
+-- times of those that have one, and `item_versions` grows with every change, the end of a value's time included. It follows
+-- the clock as the versions of budgets do.
 local function end_of(kind, name)
-    return string.format('%d:%s%s', #kind, kind, name)
+    return #kind .. ':' .. kind .. name -- `%s` would end at a NUL
 end
 
 local function changed(kind)
-    redis.call('HINCRBY', P .. 'item_versions', kind, 1)
+    local known = tonumber(redis.call('HGET', P .. 'item_versions', kind)) or 0
+    redis.call('HSET', P .. 'item_versions', kind, whole(math.max(known + 1, math.floor(now * 1000))))
 end
 
 -- What every script on values begins with.
