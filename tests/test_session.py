@@ -371,7 +371,7 @@ async def test_a_defect_in_the_background_ends_no_heartbeat(
     monkeypatch.setattr("askii_middleware.session.MAX_BEAT_S", 0.005)
     clock = Clock()
     store = faulty("memory", tmp_path, clock)
-    store.faults["pending"] = [RuntimeError("defect")]
+    store.faults["pending"] = ["ok", RuntimeError("defect")]
     async with make_tracker(store, clock=clock):
         await soon(lambda: store.calls.count("heartbeat") > 3)
     assert "defect" in caplog.text
