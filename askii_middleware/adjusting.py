@@ -34,6 +34,7 @@ from .records import UsageRecord, decode_record, external_id
 from .stores.base import Settled, Store, UnwritableError
 
 if TYPE_CHECKING:
+    from .metrics import Metrics
     from .pricing import Price, PriceBook
     from .session import Session
 
@@ -60,6 +61,7 @@ class Adjusting(ABC):
     index: BudgetIndex
     names: ModelNames
     rates: RateSource
+    metrics: Metrics
     clock: Callable[[], float]
     _session: Session
 
@@ -192,6 +194,8 @@ class Adjusting(ABC):
                 f"{error}; whether the adjustment was written is not known: repeat it with the id {adjustment_id!r}, "
                 "which changes nothing twice"
             ) from error
+        if not settled.duplicate:
+            self.metrics.adjusted(correction.settlement.cost_nano_usd)
         self._session.wake()
         return settled
 

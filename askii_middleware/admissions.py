@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .admitting import Admitted, Admitter, exceeded, made_call
 from .calls import Call, CallSpec, new_call_id
-from .errors import StoreError
+from .errors import StoreError, UnknownModelError
 from .stores.base import UnwritableError
 from .writer import NoPlaceError
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .budgets import BudgetIndex
     from .currency import RateSource
     from .identity import Identity
+    from .logs import EventLog
     from .metrics import Metrics
     from .modes import Modes
     from .options import OptionBuilder
     from .pricing import Price
     from .session import Session
     from .tenants import TenantBook
+    from .tracing import Tracing
     from .writer import LedgerWriter
 
 
@@ -39,6 +41,8 @@ class Admissions(ABC):
     metrics: Metrics
     modes: Modes
     tenants: TenantBook
+    log: EventLog
+    tracing: Tracing
     clock: Callable[[], float]
     _allow_unheld: bool
     _admitter: Admitter
@@ -73,7 +77,11 @@ class Admissions(ABC):
         if suspended is not None and mode == "enforce":
             raise suspended
         self._admitter.count_early(spec, shadow=shadow)
-        options = self._builder.options(spec, identity.tenant, lenient=shadow)
+        try:
+            options = self._builder.options(spec, identity.tenant, lenient=shadow)
+        except UnknownModelError:
+            self.metrics.unknown_price("reject")
+            raise
         admitted: Admitted | None = None
         held = False
         try:
@@ -95,6 +103,7 @@ class Admissions(ABC):
                 )
         except StoreError as error:
             self.metrics.store_error("reserve")
+            self.log.store_failed("reserve", error, call_id)
             refused = isinstance(error, UnwritableError | NoPlaceError)
             held = held and not refused
             if not shadow and (refused or not self._allow_unheld):
@@ -110,7 +119,10 @@ class Admissions(ABC):
         if admitted is None:
             admitted = Admitted(None, [self._admitter.candidate(options[0], identity, spec)], options)
         elif admitted.admission is not None and admitted.admission.candidate is None:
-            raise exceeded(admitted.admission, rate)
+            refusal = exceeded(admitted.admission, rate)
+            self.log.refused(identity.tenant, refusal, call_id)
+            self.tracing.denied(call_id, identity, spec, refusal)
+            raise refusal
         spec.count_input = spec.accepts = spec.shows_output = None  # they keep the request
         now_s = self.clock()
         call = made_call(
@@ -126,5 +138,6 @@ class Admissions(ABC):
         )
         if suspended is not None and shadow:
             call.shadow = SUSPENDED
+        self.tracing.admitted(call)
         self.metrics.admitted(call, time.perf_counter() - started_s)
         return call

@@ -18,6 +18,7 @@ from .budgets import FOREVER_S
 from .channels.base import AlertChannel, AlertNotice
 from .currency import Rate, nano_to_coins_text, nano_to_usd_text
 from .delivery_rounds import DeliveryOptions, Rounds
+from .log_fields import fields
 from .standing import share_used, standing
 from .stores.base import CHANNEL_PREFIX, Alert, Store
 
@@ -91,7 +92,14 @@ class AlertWorker(Rounds):
                 pause_s = self._o.back_off_s(lease.failures + 1)
                 self._pause(self._o.clock() + pause_s, lease.failures + 1)
                 self._o.on_result(self.channel.name, "error", 1)
-                logger.warning("%s: alert %s waits %.1f s: %s", self._what, alert.id, pause_s, problem)
+                logger.warning(
+                    "%s: alert %s waits %.1f s: %s",
+                    self._what,
+                    alert.id,
+                    pause_s,
+                    problem,
+                    extra=fields("alert_waits", channel=self.channel.name, alert=alert.id, wait_s=pause_s),
+                )
                 break
             self._pause(0.0, 0)
             self._o.on_result(self.channel.name, "delivered", 1)

@@ -28,8 +28,6 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
     options: dict[str, Any] = {}
     if settings.store.startswith("sqlite://"):
         options["sqlite_sync"] = settings.sqlite_sync
-    if settings.metrics_port is not None:
-        raise ConfigurationError("metrics_port comes with a later version; use metrics_path and metrics_token")
     tracker = CostTracker(
         store=open_store(settings.store, **options),
         sinks=sinks_from_settings(settings),
@@ -58,6 +56,9 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         journal_max_bytes=settings.journal_max_bytes,
         outbox_max_pending=settings.outbox_max_pending,
         max_series=settings.max_series,
+        metrics_labels=settings.metrics_labels,
+        traces=settings.traces,
+        trace_tenant=settings.trace_tenant,
         downgrade_at=settings.downgrade_at,
         provider_of=_provider_of(settings),
         subscription_of=settings.billing.rule,

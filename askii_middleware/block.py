@@ -14,6 +14,7 @@ from .calls import Call, CallSpec, RequestContext, current_request
 from .counting import Usage, check_model, checked_metadata, whole_count
 from .errors import BudgetExceededError, TenantSuspendedError
 from .identity import Identity
+from .log_fields import fields, shown
 from .settling import RELEASE, Conclusion, Ending, Verdict, bill
 from .usage import Report
 
@@ -109,6 +110,7 @@ class TrackedBlock:
                 # Whether what the block is billed passes in the request's own stream nobody knows.
                 and (not tracker.meters.watches(request) or await tracker.meters.cover(request))
             ):
+                tracker.tracing.admitted(request)
                 return request
             context.blocks += 1
             call = await tracker.admit(
@@ -162,11 +164,17 @@ class TrackedBlock:
         left = isinstance(error, asyncio.CancelledError | GeneratorExit) and not self._spec.remote_input
         ending = Ending(status=200, complete=error is None, client_left=left)
         reports = usage.reports() or [Report()]
-        shown = tracker.names.of
-        served = next((r.model for r in reports if r.model and shown(r.model) != shown(call.model)), None)
+        name_of = tracker.names.of
+        served = next((r.model for r in reports if r.model and name_of(r.model) != name_of(call.model)), None)
         if served is not None:
             tracker.metrics.model_mismatch()
-            logger.warning("call %s: admitted for %s but answered by %s", call.id, call.model, served)
+            logger.warning(
+                "call %s: admitted for %s but answered by %s",
+                call.id,
+                shown(call.model),
+                shown(served),
+                extra=fields("model_mismatch", call_id=call.id, model=call.model, served_model=served),
+            )
         priced = self._at_chosen_model(call, usage.chosen_model)
         found = [tracker.concluder.conclude(priced, report, ending) for report in reports]
         await tracker.close_call(call, _together([c for c in found if c.verdict.usage is not None]))

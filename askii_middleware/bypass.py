@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .encodings import AnswerDecoder, codings, is_readable
+from .log_fields import fields
 
 if TYPE_CHECKING:
     from starlette.types import Message, Send
@@ -57,6 +58,7 @@ class Bypasses:
             'track_tokens block in the application; unmetered = "deny" refuses such routes, routes.exclude and '
             "routes.exempt name those that may pass",
             path_class,
+            extra=fields("bypass_seen", path_class=path_class),
         )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .identity import Identity
     from .pricing import Price
     from .providers.base import BatchItems
+    from .tracing import Trace
 
 
 def new_call_id(now_s: float | None = None) -> str:
@@ -119,6 +120,8 @@ class Call:
     """In shadow: what would have happened, such as `denied:spent:tenant`; None: the same."""
     extensions: int = 0
     """How often more was asked for, by whoever watches it."""
+    trace: Trace | None = None
+    """The span that tells of it, if one does."""
     closed: bool = False
     """Settled, released or deferred: nothing more may be written for it by this process."""
 

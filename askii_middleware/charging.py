@@ -17,6 +17,8 @@ from .counting import check_model, check_name, check_usage, checked_metadata, wh
 from .currency import MAX_NANO_USD, NANO, RateSource
 from .errors import StoreError, UnknownModelError
 from .identity import Identity
+from .log_fields import fields, shown
+from .logs import log_charge
 from .operations import Operations
 from .options import Option
 from .records import EXTERNAL, decode_record, external_id
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .records import UsageRecord
     from .session import Session
     from .stores.base import Settled, Store
+    from .tracing import Tracing
     from .writer import LedgerWriter
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Charging(ABC):
     deferrals: Deferrals
     expectations: Expectations
     operations: Operations
+    tracing: Tracing
     unknown_price: str
     clock: Callable[[], float]
     _admitter: Admitter
@@ -82,8 +86,10 @@ class Charging(ABC):
         if call.closed:
             return None
         call.closed = True
+        self.tracing.concluded(call, conclusion)
         verdict = conclusion.verdict
         if verdict.deferred:
+            self.metrics.deferred(call.spec.api)
             await self.operations.defer(call, conclusion.provider_request_id, seen_output=conclusion.seen_output)
             return None
         if verdict.usage is None:
@@ -98,10 +104,16 @@ class Charging(ABC):
         if call.closed:
             return
         call.closed = True
-        logger.warning("call %s: it ended without counts; its hold is charged", call.id)
+        logger.warning(
+            "call %s: it ended without counts; its hold is charged",
+            call.id,
+            extra=fields("hold_charged", call_id=call.id, tenant=call.identity.tenant, cause="no_counts"),
+        )
         whole = TokenUsage(input=call.input_bound, output=call.covered_tokens)
         verdict = Verdict(usage=whole, outcome="deferred_estimate", estimated=True)
-        await self._charge(call, self.concluder.priced(call, [(None, whole)], verdict), None)
+        conclusion = self.concluder.priced(call, [(None, whole)], verdict)
+        self.tracing.concluded(call, conclusion)
+        await self._charge(call, conclusion, None)
 
     async def close_late(
         self, call: Call, payer: Identity, conclusion: Conclusion, *, status: int | None = None
@@ -154,6 +166,7 @@ class Charging(ABC):
             or "",
         )
         self.expectations.learn_from(call.model, record)
+        log_charge(call, record.cost_nano_usd)
         # Counted with the write, which goes on where the caller is cancelled.
         settled = await self._writer.settle(settlement, lambda settled: self._booked(record, settled, started_s))
         return record, settled
@@ -172,7 +185,11 @@ class Charging(ABC):
             return "" if found is None else check_name("subscription_of", found)
         except Exception:
             # The charge must not be lost with it; sinks that bill put the record aside.
-            logger.exception("subscription_of failed for the tenant %r", identity.tenant)
+            logger.exception(
+                "subscription_of failed for the tenant %s",
+                shown(identity.tenant),
+                extra=fields("subscription_failed", tenant=identity.tenant),
+            )
             return ""
 
     # Calls that were made elsewhere -----------------------------------------------------------------------------------

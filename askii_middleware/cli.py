@@ -182,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--json", action="store_true")
         action.set_defaults(run=_on_ledgers, action=name)
 
+    grafana = commands.add_parser("grafana", help="a Grafana dashboard, or Prometheus rules and alerts, to import")
+    grafana.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: standard output)")
+    grafana.add_argument("--rules", action="store_true", help="the recording and alert rules for Prometheus")
+    grafana.add_argument("--json", action="store_true", help="tell of a written FILE as JSON")
+    grafana.set_defaults(run=_grafana)
+
     price = commands.add_parser("price", help="what a model costs")
     price.add_argument("model")
     _config(price)
@@ -270,6 +276,12 @@ def _on_ledgers(arguments: argparse.Namespace) -> int:
     from .cli_ledgers import run_action  # noqa: PLC0415 - as above
 
     return asyncio.run(run_action(arguments.action, arguments))
+
+
+def _grafana(arguments: argparse.Namespace) -> int:
+    from .cli_grafana import write  # noqa: PLC0415 - as above
+
+    return write(arguments.output, rules=arguments.rules, as_json=arguments.json)
 
 
 def _price(arguments: argparse.Namespace) -> int:

@@ -8,12 +8,15 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
 
 from .errors import ConfigurationError, MissingExtraError
-from .serving import gateway, start_lines, with_metrics
+from .metric_workers import VARIABLE
+from .metrics_listener import check_port
+from .serving import HOST_VARIABLE, served, start_lines, with_metrics
 from .settings import Settings, check_workers, load_settings
 
 FACTORY = "askii_middleware.serving:create_app"
@@ -24,7 +27,7 @@ ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 
 def serve(arguments: argparse.Namespace) -> int:
     """Validate the settings here, then run uvicorn with them: in this process, or in several workers."""
     try:
-        import uvicorn  # noqa: PLC0415 - comes with the extra
+        import uvicorn  # noqa: F401, PLC0415 - comes with the extra
     except ImportError as error:
         raise MissingExtraError("gateway", "askii serve") from error
     overrides: dict[str, Any] = {}
@@ -34,16 +37,31 @@ def serve(arguments: argparse.Namespace) -> int:
     settings = with_metrics(load_settings(arguments.config, **overrides), arguments.host)
     check_workers(settings, arguments.workers)
     # Built also where only the workers use it: what is wrong is said once, here, and no worker starts in vain.
-    app = gateway(settings)
+    app = served(settings, arguments.host)
     port = _bindable_port(arguments.host, arguments.port)
+    if settings.metrics_port is not None:
+        if settings.metrics_port == 0 and arguments.workers > 1:
+            raise ConfigurationError("metrics_port: several workers cannot share port 0; give a number")
+        check_port(arguments.host, settings.metrics_port)
     for line in start_lines(settings):
         print(line, file=sys.stderr)
     several = arguments.workers > 1
-    if several:
-        _hand_over(settings, arguments.config, overrides)
+    with contextlib.ExitStack() as stack:
+        if several:
+            _hand_over(settings, arguments, overrides)
+            if VARIABLE not in os.environ:  # the workers add up their counters here
+                os.environ[VARIABLE] = stack.enter_context(tempfile.TemporaryDirectory(prefix="askii-metrics-"))
+        _run(FACTORY if several else app, arguments, port)
+    return 0
+
+
+def _run(app: Any, arguments: argparse.Namespace, port: int) -> None:
+    import uvicorn  # noqa: PLC0415 - comes with the extra
+
+    several = arguments.workers > 1
     threading.Thread(target=_announce, args=(arguments.host, port), daemon=True).start()
     uvicorn.run(
-        FACTORY if several else app,
+        app,
         factory=several,
         host=arguments.host,
         port=port,
@@ -55,7 +73,6 @@ def serve(arguments: argparse.Namespace) -> int:
         server_header=False,
         date_header=False,
     )
-    return 0
 
 
 def _bindable_port(host: str, port: int) -> int:
@@ -83,10 +100,11 @@ def _announce(host: str, port: int) -> None:
     print(f"askii: serving on http://{shown}:{port}", file=sys.stderr, flush=True)
 
 
-def _hand_over(settings: Settings, config: str | None, overrides: dict[str, Any]) -> None:
+def _hand_over(settings: Settings, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
     """Workers are processes of their own: they read the same settings from the environment."""
-    if config is not None:
-        os.environ["ASKII_CONFIG"] = os.path.abspath(config)  # noqa: PTH100 - text for the environment
+    os.environ[HOST_VARIABLE] = arguments.host
+    if arguments.config is not None:
+        os.environ["ASKII_CONFIG"] = os.path.abspath(arguments.config)  # noqa: PTH100 - text for the environment
     for name, value in overrides.items():
         os.environ[f"ASKII_{name.upper()}"] = json.dumps(value)
     if settings.metrics_path is not None:

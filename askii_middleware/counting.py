@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .log_fields import fields
 from .providers.response import record_into
 from .usage import Report, TokenUsage
 
@@ -189,7 +190,11 @@ class Usage(MutableMapping[str, Any]):
 
     def _counted_late(self) -> None:
         if self._late is not None and not self._late():
-            logger.warning("call %s: these counts come after it was settled and are not charged", self._call.id)
+            logger.warning(
+                "call %s: these counts come after it was settled and are not charged",
+                self._call.id,
+                extra=fields("counts_late", call_id=self._call.id, tenant=self._call.identity.tenant),
+            )
 
     @property
     def is_counted(self) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation, localcontext
 from typing import NamedTuple
 
+from .log_fields import fields
+
 RATE_VARIABLE = "ASKII_COIN_EXCHANGE_RATE"
 DEFAULT_RATE_TEXT = "1000000"
 NANO = 1_000_000_000
@@ -76,7 +78,12 @@ class RateSource:
                 self.valid = False
                 if text not in self._reported and len(self._reported) < 1000:
                     self._reported.add(text)
-                    logger.error("%s; keeping %s", error, format(self._rate.value, "g"))  # noqa: TRY400 - one line
+                    logger.error(  # noqa: TRY400 - one line
+                        "%s; keeping %s",
+                        error,
+                        format(self._rate.value, "g"),
+                        extra=fields("rate_invalid", exchange_rate=self._rate.value),
+                    )
                     if self._on_invalid:
                         self._on_invalid(str(error))
         return self._rate
@@ -100,7 +107,12 @@ def current_rate() -> Rate:
     except ValueError as error:
         if text not in _reported_rates and len(_reported_rates) < 1000:
             _reported_rates.add(text)
-            logger.error("%s; using %s", error, DEFAULT_RATE_TEXT)  # noqa: TRY400 - one line, no trace
+            logger.error(  # noqa: TRY400 - one line, no trace
+                "%s; using %s",
+                error,
+                DEFAULT_RATE_TEXT,
+                extra=fields("rate_invalid", exchange_rate=DEFAULT_RATE.value),
+            )
         return DEFAULT_RATE
 
 
@@ -108,7 +120,17 @@ def usd_to_askii_coins(usd: float) -> float:
     """Coins for an amount in USD at the current rate; 0.0 for a negative one. NaN and infinities raise ValueError."""
     if not math.isfinite(usd):
         raise ValueError(f"{usd!r} is not an amount")
-    return float(usd) * get_askii_coin_exchange_rate() if usd > 0 else 0.0
+    rate = get_askii_coin_exchange_rate()
+    coins = float(usd) * rate if usd > 0 else 0.0
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug(
+            "%r USD = %r Askii Coins at %r coins per USD",
+            float(usd),
+            coins,
+            rate,
+            extra=fields("converted", usd=str(usd), coins=str(coins), exchange_rate=rate),
+        )
+    return coins
 
 
 def askii_coins_to_usd(coins: float) -> float:

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NoReturn
 
+from .log_fields import fields
 from .refusals import stream_cut
 from .stream_gate import StreamGate
 
@@ -79,6 +80,9 @@ class Cutting(ABC):
     async def _send_start(self, cost_coins: str | None) -> None: ...
 
     @abstractmethod
+    async def _send_last(self, body: bytes, conclusion: Conclusion | None = None) -> None: ...
+
+    @abstractmethod
     def _read_headers(self) -> None: ...
 
     async def _watch(self, reader: StreamReader, *, streams: bool) -> bool:
@@ -100,7 +104,11 @@ class Cutting(ABC):
         if room:
             return True
         if not streams:
-            logger.warning("call %s: asked for a stream and got none; it may cost more than was held", self.call.id)
+            logger.warning(
+                "call %s: asked for a stream and got none; it may cost more than was held",
+                self.call.id,
+                extra=fields("stream_missing", call_id=self.call.id, tenant=self.call.identity.tenant),
+            )
             return True
         self._decoder = None
         self._headers = [header for header in self._headers if header[0].lower() not in _OF_ITS_BYTES]
@@ -143,13 +151,22 @@ class Cutting(ABC):
         if self._gate is not None:
             self._gate.close()
         self._read_headers()
-        logger.info("call %s: cut after %d tokens", self.call.id, self._report.visible_tokens)
+        logger.info(
+            "call %s: cut after %d tokens",
+            self.call.id,
+            self._report.visible_tokens,
+            extra=fields(
+                "stream_cut",
+                call_id=self.call.id,
+                tenant=self.call.identity.tenant,
+                output_tokens=self._report.visible_tokens,
+            ),
+        )
         end = b"" if ended else reader.closing(self._api.cut(self._report, stream_cut(refusal, self.call.id)))
         try:
             if self._start is not None:
                 await self._send_start(None)
-            await self._send({"type": "http.response.body", "body": out + end, "more_body": False})
-            self._complete = True
+            await self._send_last(out + end)
         finally:
             await self.close()
         raise StreamCutError

@@ -16,6 +16,7 @@ from random import Random
 from typing import NamedTuple
 
 from .errors import StoreError
+from .log_fields import fields
 from .stores.base import Lease, Store
 
 logger = logging.getLogger("askii_middleware.delivery")
@@ -123,9 +124,16 @@ class Rounds(ABC):
                 self._deaf = True
                 wait_s = self._o.back_off_s(self._store_failures)
                 if isinstance(error, StoreError):
-                    logger.warning("%s: the outbox cannot be used: %s", self._what, error)
+                    logger.warning(
+                        "%s: the outbox cannot be used: %s",
+                        self._what,
+                        error,
+                        extra=fields("outbox_unusable", target=self._what),
+                    )
                 else:
-                    logger.exception("%s: delivery failed", self._what)
+                    logger.exception(
+                        "%s: delivery failed", self._what, extra=fields("delivery_failed", target=self._what)
+                    )
             if wait_s <= 0:
                 await asyncio.sleep(0)
                 continue
@@ -161,7 +169,11 @@ class Rounds(ABC):
                 self._drained = not paused
                 return min([self._o.idle_s, *paused])
         except LeaseLostError:
-            logger.debug("%s: other processes took over all partitions of this round", self._what)
+            logger.debug(
+                "%s: other processes took over all partitions of this round",
+                self._what,
+                extra=fields("leases_lost", target=self._what),
+            )
         if not self._held:
             self._deaf = True
             return self._o.lease_s / 3
@@ -182,7 +194,12 @@ class Rounds(ABC):
             async with asyncio.timeout(CLOSE_S):
                 await self._store.lease(self._lease, self._o.owner, 0.0)
         except (StoreError, TimeoutError) as error:
-            logger.warning("%s: the leases were not given back and run out by themselves: %s", self._what, error)
+            logger.warning(
+                "%s: the leases were not given back and run out by themselves: %s",
+                self._what,
+                error,
+                extra=fields("leases_kept", target=self._what),
+            )
 
     def _asked_for(self) -> float:
         """Seconds since the last ask; without end, if there was none or the clock was set back."""

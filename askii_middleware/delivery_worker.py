@@ -11,6 +11,7 @@ import msgspec
 
 from .delivery_age import DESPITE_AGE, Ages
 from .delivery_rounds import MAX_PAUSE_S, DeliveryOptions, Rounds
+from .log_fields import fields
 from .records import UsageRecord, decode_record
 from .sinks.base import BACK_OFF, Delivery, Sink, Verdict, traits_of
 from .stores.base import Entry, Outcome, Store
@@ -223,7 +224,9 @@ class SinkWorker(Rounds):
         except TimeoutError:
             delivery, outcomes, left = _failed(f"no answer within {self._o.send_timeout_s:g} s"), [], items
         except Exception as error:
-            logger.debug("sink %s: send raised", self.sink.name, exc_info=True)
+            logger.debug(
+                "sink %s: send raised", self.sink.name, exc_info=True, extra=fields("sink_raised", sink=self.sink.name)
+            )
             delivery, outcomes, left = _failed(f"{type(error).__name__}: {error}"), [], items
         self._note_alarm(delivery.alarm)
         reason = next((v.reason for v in delivery.verdicts if v.result == "again"), delivery.alarm)
@@ -281,13 +284,18 @@ class SinkWorker(Rounds):
         if paused is not None:
             self._o.on_result(self.sink.name, "error", len(paused.left))
             logger.warning(
-                "sink %s: %d records wait %.1f s: %s", self.sink.name, len(paused.left), pause_s, paused.reason
+                "sink %s: %d records wait %.1f s: %s",
+                self.sink.name,
+                len(paused.left),
+                pause_s,
+                paused.reason,
+                extra=fields("sink_waits", sink=self.sink.name, count=len(paused.left), wait_s=pause_s),
             )
 
     def _note_alarm(self, alarm: str) -> None:
         now_s = self._o.clock()
         if alarm and (alarm != self.alarm or now_s - self._alarm_logged_s >= _ALARM_EVERY_S):
-            logger.error("sink %s: %s", self.sink.name, alarm)
+            logger.error("sink %s: %s", self.sink.name, alarm, extra=fields("sink_alarm", sink=self.sink.name))
             self._alarm_logged_s = now_s
         if alarm or self._alive:
             self.alarm = alarm

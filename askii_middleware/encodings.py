@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from .errors import MissingExtraError
+from .log_fields import fields
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,12 @@ def _tell_unread(names: bytes) -> None:
         advice = f"install askii-middleware[{EXTRA}]"
     else:
         advice = "let the application send gzip, deflate, br, zstd or none"
-    logger.warning("answers in content-encoding %r cannot be read, so their cost is an estimate: %s", shown, advice)
+    logger.warning(
+        "answers in content-encoding %r cannot be read, so their cost is an estimate: %s",
+        shown,
+        advice,
+        extra=fields("encoding_unreadable"),
+    )
 
 
 def readable_accept_encoding(value: bytes) -> bytes:

@@ -40,6 +40,7 @@ from .gateway_socket import (
     subprotocols,
 )
 from .gateway_upstreams import BadTargetError, Route, Router, Upstream
+from .log_fields import fields
 
 try:
     import aiohttp
@@ -258,7 +259,7 @@ def gateway_app(proxy: ASGIApp, ready: Callable[[], Awaitable[bool]], *, ready_t
             async with asyncio.timeout(ready_timeout_s):
                 return await ready()
         except Exception:
-            logger.exception("the readiness check failed")
+            logger.exception("the readiness check failed", extra=fields("readiness_failed"))
             return False
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

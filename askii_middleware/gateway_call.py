@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .errors import AskiiError, MissingExtraError
 from .gateway_upstreams import response_headers
+from .log_fields import fields
 
 try:
     import aiohttp
@@ -161,7 +162,13 @@ class Call:
         except _FAILURES as error:
             # The text of some errors repeats the address, whose query may hold a client's key.
             reason = error.message if isinstance(error, aiohttp.ClientResponseError) else error
-            logger.warning("upstream %r failed: %s: %s", self._upstream, type(error).__name__, reason)
+            logger.warning(
+                "upstream %r failed: %s: %s",
+                self._upstream,
+                type(error).__name__,
+                reason,
+                extra=fields("upstream_failed", upstream=self._upstream, error_type=type(error).__name__),
+            )
             raise self._unreachable("could not be reached, or did not answer in HTTP") from error
         if response.status == 101:
             response.close()

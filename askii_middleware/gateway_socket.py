@@ -19,6 +19,7 @@ import msgspec
 from .errors import MissingExtraError
 from .gateway_call import RefusalError
 from .gateway_upstreams import OWN_KEY_PREFIX, response_headers
+from .log_fields import fields
 
 try:
     import aiohttp
@@ -119,7 +120,10 @@ class SocketCall:
             raise RefusalError(504, "upstream_timeout", "the upstream did not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             # The text of some errors repeats the address, whose query may hold a client's key.
-            logger.warning("an upstream's socket could not be opened: %s", type(error).__name__)
+            kind = type(error).__name__
+            logger.warning(
+                "an upstream's socket could not be opened: %s", kind, extra=fields("upstream_failed", error_type=kind)
+            )
             raise RefusalError(502, "upstream_unreachable", "the upstream could not be reached") from error
 
     async def _accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> None:

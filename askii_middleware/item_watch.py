@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import StoreError
+from .log_fields import fields
 from .waiting import bounded
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ class ItemWatcher:
             try:
                 await self.look()
             except StoreError as error:
-                logger.debug("named values were not read: %s", error)  # the heartbeat says aloud that the store is away
+                # The heartbeat says aloud that the store is away.
+                logger.debug("named values were not read: %s", error, extra=fields("items_unread"))
             except Exception:  # one value that nobody can use must not end the rest
-                logger.exception("named values were not read")
+                logger.exception("named values were not read", extra=fields("items_unread"))
 
     def come_here(self) -> None:
         """Belong to the event loop that runs now."""

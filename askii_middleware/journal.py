@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import threading
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from .errors import StoreError
+from .log_fields import fields
 from .stores.base import Operation, Settlement
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,29 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     settlement: Settlement | None = None
     release: str | None = None
     operation: Operation | None = None
+
+    @property
+    def call_id(self) -> str:
+        if self.settlement is not None:
+            return self.settlement.call_id
+        return self.operation.call_id if self.operation is not None else str(self.release)
+
+    @property
+    def tenant(self) -> str | None:
+        """None for a release, which does not say."""
+        found = self.settlement or self.operation
+        return None if found is None else found.tenant
+
+    @property
+    def bill(self) -> str:
+        """What it takes to book this by hand. Not the record: what callers put into it is theirs."""
+        if self.settlement is None:
+            return "a hold to release" if self.operation is None else f"an operation of the tenant {self.tenant!r}"
+        due = self.settlement
+        return (
+            f"tenant={due.tenant!r} subscription={due.subscription!r} cost_nano_usd={due.cost_nano_usd} "
+            f"coins={due.coins} pico_coins={due.pico_coins} admitted_at_s={due.admitted_at_s}"
+        )
 
 
 _encode = msgspec.json.Encoder().encode
@@ -129,7 +154,12 @@ class Journal:
             try:
                 os.posix_fallocate(file, 0, max(RESERVED_BYTES, self._end))
             except OSError as error:
-                logger.warning("journal %s: no room could be reserved: %s", path, error.strerror)
+                logger.warning(
+                    "journal %s: no room could be reserved: %s",
+                    path,
+                    error.strerror,
+                    extra=fields("journal_unreserved"),
+                )
             return
         raise StoreError(
             f"{MAX_FILES} journals {self.path}.* are in use or may not be opened: set another journal_path for this "
@@ -197,6 +227,19 @@ class Journal:
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror}") from error
         return path
+
+    def waiting(self) -> tuple[int, int]:
+        """Entries and bytes in all journals of this prefix, those of other processes too."""
+        entries = size = 0
+        for number in range(MAX_FILES):
+            with suppress(OSError), self.path.with_name(f"{self.path.name}.{number}").open("rb") as file:
+                while block := file.read(1 << 20):
+                    used = block.partition(b"\0")[0]
+                    entries += used.count(b"\n")
+                    size += len(used)
+                    if len(used) < len(block):
+                        break
+        return entries, size
 
     def orphans(self) -> list[Orphan]:
         """Journals of processes that are gone, each locked until it is closed."""
@@ -292,5 +335,9 @@ def _entries(file: int, end: int) -> list[Entry]:
                 entries.append(_decode(line))
             except msgspec.DecodeError:
                 # A block that never reached the disk before a power loss reads as garbage; what is whole still counts.
-                logger.error("journal: a damaged line of %d bytes was passed over", len(line))  # noqa: TRY400
+                logger.error(  # noqa: TRY400
+                    "journal: a damaged line of %d bytes was passed over",
+                    len(line),
+                    extra=fields("journal_damaged", bytes=len(line)),
+                )
     return entries

@@ -21,6 +21,7 @@ from .lago_effects import TYPES, Effect, read_effect
 from .lago_memory import REMEMBER_S, WebhookMemory
 from .lago_signatures import FetchKey, HmacVerifier, JwtVerifier, Verifier
 from .lifespan import run_lifespan
+from .log_fields import fields
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -128,10 +129,14 @@ class LagoWebhooks:
         try:
             key = await self._verified(scope, body)
         except (OSError, ConfigurationError) as error:
-            logger.error("a webhook could not be verified: %s", error)  # noqa: TRY400 - no fault of this code
+            logger.error(  # noqa: TRY400 - no fault of this code
+                "a webhook could not be verified: %s", error, extra=fields("webhook_unverified")
+            )
             return "unknown", "unavailable"
         if key is None:
-            logger.warning("a webhook without Lago's signature was refused")
+            logger.warning(
+                "a webhook without Lago's signature was refused", extra=fields("webhook_refused", cause="signature")
+            )
             return "unknown", "forged"
         try:
             message = _decode(body)
@@ -139,19 +144,28 @@ class LagoWebhooks:
             if not isinstance(type_, str):
                 raise TypeError("its type is no text")  # noqa: TRY301 - told like the others
             if self._organization_id is not None and message.get("organization_id") != self._organization_id:
-                logger.warning("a webhook of another organisation of this Lago was refused")
+                logger.warning(
+                    "a webhook of another organisation of this Lago was refused",
+                    extra=fields("webhook_refused", cause="organization"),
+                )
                 return "unknown", "forged"
             effect = read_effect(type_, message)
         except (msgspec.DecodeError, ValueError, LookupError, TypeError) as error:
-            logger.error("a webhook of Lago's cannot be read: %s", str(error)[:200])  # noqa: TRY400 - as above
+            logger.error(  # noqa: TRY400 - as above
+                "a webhook of Lago's cannot be read: %s", str(error)[:200], extra=fields("webhook_unreadable")
+            )
             return "unknown", "malformed"
         if effect is None:
-            logger.debug("a webhook of type %.100r has no effect", type_)
+            logger.debug("a webhook of type %.100r has no effect", type_, extra=fields("webhook_ignored", type=type_))
             return type_ if type_ in TYPES else "other", "ignored"
         try:
             return type_, await self._once(type_, effect, [f"sha256 {hashlib.sha256(body).hexdigest()}", *key])
         except (StoreError, ValueError) as error:  # ValueError: a table or callable names what is no tenant
-            logger.error("a webhook of type %s waits for Lago to send it again: %s", type_, error)  # noqa: TRY400
+            logger.error(  # noqa: TRY400 - as above
+                "a webhook of type %s waits for Lago to send it again: %s",
+                *(type_, error),
+                extra=fields("webhook_waits", type=type_),
+            )
             return type_, "unavailable"
 
     async def _verified(self, scope: Scope, body: bytes) -> list[str] | None:
@@ -178,14 +192,18 @@ class LagoWebhooks:
         tracker, memory = self._tracker, self._memory
         await tracker.ready()
         if effect.dated and effect.at_s is not None and effect.at_s < tracker.clock() - REMEMBER_S:
-            logger.warning("a webhook of type %s is older than what is remembered: nothing is done", type_)
+            logger.warning(
+                "a webhook of type %s is older than what is remembered: nothing is done",
+                *(type_,),
+                extra=fields("webhook_late", type=type_),
+            )
             return "replayed"
         subject = names[0] if effect.about is None else f"{effect.cause} {effect.about}"
         claimed_until_s = await memory.claim(subject)
         if claimed_until_s is None:
             return "unavailable"  # somebody has just begun it, and may have died of it
         if await memory.has_had(names, claimed_until_s):
-            logger.info("a webhook of type %s was seen before", type_)
+            logger.info("a webhook of type %s was seen before", type_, extra=fields("webhook_repeated", type=type_))
             result: Result = "replayed"
         else:
             result = await self._in_order(type_, effect, subject)
@@ -200,7 +218,11 @@ class LagoWebhooks:
             return "done"
         latest_s = await self._memory.latest_s(subject)
         if latest_s is not None and effect.at_s < latest_s:
-            logger.warning("a webhook of type %s comes after a later one about the same %s", type_, effect.cause)
+            logger.warning(
+                "a webhook of type %s comes after a later one about the same %s",
+                *(type_, effect.cause),
+                extra=fields("webhook_late", type=type_),
+            )
             return "late"
         await self._have(type_, effect)
         await self._memory.note_latest(subject, effect.at_s)
@@ -209,7 +231,7 @@ class LagoWebhooks:
     async def _have(self, type_: str, effect: Effect) -> None:
         book = self._tracker.tenants
         if effect.action == "alert":
-            logger.warning("Lago alert %s", effect.text)
+            logger.warning("Lago alert %s", effect.text, extra=fields("lago_alert"))
             return
         assert effect.about is not None
         if effect.action == "lift":
@@ -219,10 +241,18 @@ class LagoWebhooks:
             for tenant in tenants:
                 await book.suspend(tenant, reason=effect.text, cause=effect.cause, about=effect.about)
             if not tenants:
-                logger.warning("Lago's %s names nobody we know: %s", type_, effect.text)
+                logger.warning(
+                    "Lago's %s names nobody we know: %s",
+                    *(type_, effect.text),
+                    extra=fields("webhook_unmapped", type=type_),
+                )
         for tenant in tenants:
             state = "resumed" if book.find(tenant) is None else "suspended"
-            logger.warning("tenant %r: %s at Lago's %s", tenant, state, type_)
+            logger.warning(
+                "tenant %r: %s at Lago's %s",
+                *(tenant, state, type_),
+                extra=fields("tenant_state", tenant=tenant, state=state, type=type_),
+            )
 
     def _meant(self, effect: Effect) -> list[str]:
         """The tenants to suspend."""

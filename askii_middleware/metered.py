@@ -18,6 +18,7 @@ from .cutting import Cutting, StreamCutError
 from .encodings import AnswerDecoder, codings
 from .headers import OWN_PREFIX, call_headers
 from .identity import Identity
+from .log_fields import fields
 from .settling import Conclusion, Ending
 from .stream_gate import PIECE_BYTES
 from .usage import Report
@@ -229,6 +230,13 @@ class MeteredRequest(Cutting):
         extra = call_headers(self.call, cost_coins=cost_coins, expose_amounts=self._expose)
         await self._send({**start, "headers": self._headers + extra})
 
+    async def _send_last(self, body: bytes, conclusion: Conclusion | None = None) -> None:
+        """The end of the answer, and perhaps of the span that tells of it: what is to be said there is said before."""
+        if self.call.trace is not None and not self._context.taken and not self.call.closed:
+            self._tracker.tracing.concluded(self.call, conclusion or self._conclude(complete=True))
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._complete = True
+
     def _unpack(self, body: bytes, reader: StreamReader) -> bytes:
         """Look at bytes of an encoded answer, and leave them as they are."""
         assert self._decoder is not None
@@ -250,8 +258,7 @@ class MeteredRequest(Cutting):
         body += self._end_reading()
         if self._report.deferred:  # as of a plain answer: the ledger knows it before the client can ask for it
             await self.close(self._conclude(complete=True))
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-        self._complete = True
+        await self._send_last(body)
         await self.close()
 
     async def _collect(self, message: Message) -> None:
@@ -284,8 +291,7 @@ class MeteredRequest(Cutting):
                 await self.close(conclusion)
         try:
             await self._send_start(cost)
-            await self._send({"type": "http.response.body", "body": body, "more_body": False})
-            self._complete = True
+            await self._send_last(body, conclusion)
         finally:
             await self.close(conclusion)
 
@@ -344,7 +350,11 @@ class MeteredRequest(Cutting):
             try:
                 payer = await self._payer(self._context.scope)
             except Exception:  # the state is the application's: whatever it does, the charge must not be lost
-                logger.exception("call %s: who makes it could not be read from the request's state", self.call.id)
+                logger.exception(
+                    "call %s: who makes it could not be read from the request's state",
+                    self.call.id,
+                    extra=fields("payer_unreadable", call_id=self.call.id, tenant=self.call.identity.tenant),
+                )
         if isinstance(payer, Identity) and payer.tenant != self.call.identity.tenant:
             self._tracker.metrics.late_identity()
             logger.error(
@@ -353,6 +363,7 @@ class MeteredRequest(Cutting):
                 "it after AskiiMiddleware), or use identify=...",
                 self.call.id,
                 self.call.identity.tenant,
+                extra=fields("late_identity", call_id=self.call.id, tenant=payer.tenant),
             )
             await self._tracker.close_late(self.call, payer, conclusion, status=self._status)
         else:

@@ -20,6 +20,7 @@ from .calls import Call, CallSpec
 from .errors import AskiiError
 from .headers import OWN_PREFIX, call_headers
 from .identity import Identity
+from .log_fields import fields
 from .providers.base import InvalidRequestError
 from .refusals import RefusedError, body_too_large, invalid_request
 from .settling import Ending
@@ -354,7 +355,11 @@ class MeteredSocket:
                 self._identity, model, usage=turn.report.usage, call_id=self._next_id(), provider=self._api.provider
             )
         except (AskiiError, ValueError):
-            logger.exception("socket %s: a response that nothing was held for was not charged", self._id)
+            logger.exception(
+                "socket %s: a response that nothing was held for was not charged",
+                self._id,
+                extra=fields("socket_uncharged", call_id=self._id, tenant=self._identity.tenant, model=model),
+            )
 
     # Ends ------------------------------------------------------------------------------------------------------------
 
@@ -363,6 +368,7 @@ class MeteredSocket:
         self.cut_off = self._over = True
         self._tracker.metrics.refused(refused.scope_kind, refused.reason)
         refusal = refused.refusal
+        self._tracker.tracing.refused(refusal.code, refused.reason, refused.scope_kind, refusal.call_id)
         event = self._api.error_frame(refusal)
         with suppress(OSError):
             if not self._accepted:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .admission import ExtendRequest, Extension
 from .errors import StoreError
+from .log_fields import fields
 from .options import LEAST_SLICE_TOKENS
 from .tokens import count_tokens, encoding_of
 from .usage import NOTHING_USED, Report
@@ -288,6 +289,7 @@ class StreamMeter:
                 self._call.id,
                 error or "no answer in time",
                 "it goes on unheld" if self._goes_on_unheld else "it is cut where that ends",
+                extra=fields("extension_failed", call_id=self._call.id, tenant=self._call.identity.tenant),
             )
             if self._goes_on_unheld:
                 self._covered = self._call.output_bound

@@ -1,128 +1,140 @@
-"""Prometheus metrics with bounded labels.
+"""What a tracker counts, under the names of docs/metrics.md.
 
-Beyond `max_series` of a metric, further label sets fold into `other`. What a call adds is summed up in plain numbers
-and handed to the client library when it is scraped, or every few seconds, because a call should not pay for a dozen
-locked counters. Budget gauges are read from the store at scrape time, so every worker gives the same answer.
+What a call adds is summed up in plain numbers and handed to the client library when it is scraped, or every few
+seconds, because a call should not pay for a dozen locked counters.
 """
 
 from __future__ import annotations
 
-import hmac
-import os
+import asyncio
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry
+from prometheus_client.samples import Exemplar
 
 from .currency import NANO
 from .errors import StoreError
-from .gauges import LedgerGauges, label
+from .exposition import OPEN_METRICS, PLAIN, families, open_metrics_text, plain_text, wants_open_metrics
+from .gauges import LedgerGauges
+from .metric_series import LABELS, Children, Counter, Folding, Histogram, Series
+from .metric_workers import SharedSeries, WorkersMetrics, directory
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
     from .calls import Call
     from .records import UsageRecord
     from .stores.base import Settled
     from .tracker import CostTracker
 
-OTHER = "other"
-_OPEN = frozenset(("model", "tenant_id", "requested_model", "served_model", "path_class"))
-"""Labels whose values others choose."""
 OVERHEAD_BUCKETS = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.25, 1.0)
-
-
-class _Bounded:
-    """A counter's children by label values. Beyond `limit` of them, what clients and providers name becomes `other`;
-    labels with few values of our own stay.
-    """
-
-    def __init__(self, metric: Counter, labels: Sequence[str], limit: int, folded: Counter) -> None:
-        self._metric = metric
-        self._is_open = [name in _OPEN for name in labels]
-        self._limit = limit
-        self._folded = folded
-        self._children: dict[tuple[str, ...], Counter] = {}
-
-    def __call__(self, *values: str) -> Counter:
-        child = self._children.get(values)
-        if child is None:
-            if len(self._children) >= self._limit:
-                self._folded.inc()
-                values = tuple(OTHER if open_ else v for v, open_ in zip(values, self._is_open, strict=True))
-                child = self._children.get(values)
-            if child is None:
-                child = self._children[values] = self._metric.labels(*map(label, values))
-        return child
+MAX_EXEMPLAR_CHARS = 100
+"""OpenMetrics allows 128 for name and value; a longer id, which is its caller's, is left out."""
+_Key = tuple[tuple[str, ...], str, str]
+"""Model and tenant as they are shown, outcome, and API."""
+HAND_OVER_S = 1.0
+"""With several workers: until their files have what was counted, for whichever of them is scraped."""
 
 
 class _Durations:
-    """Observations of one histogram child, summed up until `flush`."""
+    """Observations of one histogram child, summed up until `flush`, with the last call of each bucket."""
 
     def __init__(self, histogram: Histogram, phase: str) -> None:
         self._child = histogram.labels(phase)
+        self._forget()
+
+    def _forget(self) -> None:
         self._counts = [0] * (len(OVERHEAD_BUCKETS) + 1)
+        self._calls: list[tuple[str, float] | None] = [None] * len(self._counts)
         self._sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(OVERHEAD_BUCKETS, seconds)] += 1
+    def observe(self, seconds: float, call_id: str) -> None:
+        place = bisect_left(OVERHEAD_BUCKETS, seconds)
+        self._counts[place] += 1
+        self._calls[place] = call_id, seconds
         self._sum += seconds
 
     def flush(self) -> None:
         """The client library observes one value at a time only; its buckets take sums just as well."""
-        counts, total = self._counts, self._sum
-        self._counts, self._sum = [0] * len(counts), 0.0
-        for bucket, count in zip(self._child._buckets, counts, strict=True):  # noqa: SLF001
+        counts, calls, total = self._counts, self._calls, self._sum
+        self._forget()
+        for bucket, count, last in zip(self._child._buckets, counts, calls, strict=True):  # noqa: SLF001
             if count:
                 bucket.inc(count)
+            if last is not None:
+                bucket.set_exemplar(_exemplar(*last))
         if total:
             self._child._sum.inc(total)  # noqa: SLF001
 
 
-class Metrics:
-    """The counters of one tracker, in a registry of its own."""
+def _exemplar(call_id: str, value: float) -> Exemplar | None:
+    return Exemplar({"call_id": call_id}, value, time.time()) if len(call_id) <= MAX_EXEMPLAR_CHARS else None
 
-    def __init__(self, *, max_series: int = 1000) -> None:
+
+class Metrics:
+    """The counters of one tracker, in a registry of its own.
+
+    Args:
+        max_series: label sets of each metric whose values others choose.
+        labels: which of these labels are shown: `tenant_id`, `model`. The others are `other` always.
+    """
+
+    def __init__(self, *, max_series: int = 1000, labels: Sequence[str] = LABELS) -> None:
         self.registry = CollectorRegistry()
-        self._max_series = max_series
-        self._folded = Counter(
-            "askii_series_folded", "Label sets that were folded into 'other'", registry=self.registry
+        self._directory = directory()
+        series = Series() if self._directory is None else SharedSeries(self._directory)
+        folded = Counter("askii_series_folded", "Label sets folded into 'other'", ("metric",), registry=self.registry)
+        folding = partial(
+            Folding,
+            limit=max_series,
+            shown=labels,
+            admits=series.admits,
+            folded=lambda metric: folded.labels(metric).inc(),
         )
-        self._tokens = self._counter("llm_tokens", "Tokens processed", "model", "direction", "tenant_id")
-        self._cost = self._counter("llm_cost_usd", "Cost in USD", "model", "tenant_id")
-        self._coins = self._counter("llm_cost_askii_coins", "Cost in Askii Coins", "model", "tenant_id")
-        self._requests = self._counter("askii_requests", "Calls by their end", "outcome", "api")
-        self._refusals = self._counter("askii_refusals", "Refused calls", "scope_kind", "reason")
-        self._fallbacks = self._counter(
+
+        def bounded(name: str, text: str, *names: str) -> Children:
+            return Children(Counter(name, text, names, registry=self.registry), folding(name, names))
+
+        def placed(name: str, text: str, *names: str) -> Children:
+            return Children(Counter(name, text, names, registry=self.registry))
+
+        def plain(name: str, text: str) -> Counter:
+            return Counter(name, text, registry=self.registry)
+
+        self._max_series = max_series
+        self._place = folding("llm", ("model", "tenant_id"))
+        """Calls are placed once, for all three metrics."""
+        self._tokens = placed("llm_tokens", "Tokens processed", "model", "direction", "tenant_id")
+        self._cost = placed("llm_cost_usd", "Cost in USD", "model", "tenant_id")
+        self._coins = placed("llm_cost_askii_coins", "Cost in Askii Coins", "model", "tenant_id")
+        self._requests = bounded("askii_requests", "Calls by their end", "outcome", "api")
+        self._refusals = bounded("askii_refusals", "Refused calls", "scope_kind", "reason")
+        self._fallbacks = bounded(
             "askii_fallbacks", "Calls moved to another model", "requested_model", "served_model", "reason"
         )
-        self._sink_events = self._counter("askii_sink_events", "Records by sink and result", "sink", "result")
-        self._alerts = self._counter("askii_alerts", "Alerts by channel and result", "channel", "result")
-        self._lago_webhooks = self._counter("askii_lago_webhooks", "Webhooks of Lago by result", "type", "result")
-        self._store_errors = self._counter("askii_store_errors", "Operations the store failed", "operation")
-        self._unmetered = self._counter("askii_unmetered", "Requests that passed unmetered", "path_class")
-        self._bypasses = self._counter(
-            "askii_bypasses", "Unmetered requests whose answers report token usage", "path_class"
-        )
-        self._flags = self._counter(
+        self._clamped = plain("askii_clamped_calls", "Calls whose output limit was lowered to fit a budget")
+        self._cut = bounded("askii_cut_streams", "Calls that were ended on the way for want of room", "api")
+        self._shadowed = bounded("askii_shadow", "Calls in shadow that would have gone otherwise", "outcome")
+        self._flags = bounded(
             "askii_flagged_calls", "Calls that are estimated, anomalous, late, unpriced or mismatched", "flag"
         )
-        self._shadowed = self._counter("askii_shadow", "Calls in shadow that would have gone otherwise", "outcome")
-        self._clamped = Counter(
-            "askii_clamped_calls", "Calls whose output limit was lowered to fit a budget", registry=self.registry
-        )
-        self._late_identity = Counter(
-            "askii_late_identity", "Calls whose tenant appeared only after the application ran", registry=self.registry
-        )
-        self._invalid_rates = Counter(
-            "askii_invalid_exchange_rate", "Invalid values of the exchange rate seen", registry=self.registry
-        )
-        self._lost_leases = Counter(
-            "askii_lost_leases", "Times this worker's own heartbeat had run out", registry=self.registry
-        )
+        self._unknown_prices = bounded("askii_unknown_prices", "Calls to models without a price", "action")
+        self._deferred = bounded("askii_deferred_calls", "Calls that go on elsewhere and are settled later", "api")
+        self._adjustments = bounded("askii_adjustments", "Adjustments by hand or repricing", "direction")
+        self._adjusted_usd = bounded("askii_adjustments_usd", "Adjusted amounts in USD", "direction")
+        self._sink_events = bounded("askii_sink_events", "Records by sink and result", "sink", "result")
+        self._alerts = bounded("askii_alerts", "Alerts by channel and result", "channel", "result")
+        self._webhooks = bounded("askii_webhooks", "Received webhooks by result", "type", "result")
+        self._store_errors = bounded("askii_store_errors", "Operations the store failed", "operation")
+        self._unmetered = bounded("askii_unmetered", "Requests that passed unmetered", "path_class")
+        self._bypasses = bounded("askii_bypasses", "Unmetered requests whose answers report token usage", "path_class")
+        self._late_identity = plain("askii_late_identity", "Calls whose tenant appeared after the application ran")
+        self._invalid_rates = plain("askii_invalid_exchange_rate", "Invalid values of the exchange rate seen")
+        self._lost_leases = plain("askii_lost_leases", "Times this worker's own heartbeat had run out")
+        self._lost_holds = plain("askii_lost_holds", "Calls of dead workers, whose end nobody saw")
+        self._lost = 0
         overhead = Histogram(
             "askii_overhead_seconds",
             "Time spent on a call besides the application",
@@ -132,19 +144,18 @@ class Metrics:
         )
         self._admit_seconds = _Durations(overhead, "admit")
         self._settle_seconds = _Durations(overhead, "settle")
-        self._calls: dict[tuple[str, str, str, str], list[float]] = {}
-        """By model, tenant, outcome and API: calls, input and output tokens, USD and coins since the last flush."""
-        self.gauges = LedgerGauges(max_series=max_series)
-        self.registry.register(self.gauges)
-
-    def _counter(self, name: str, text: str, *labels: str) -> _Bounded:
-        counter = Counter(name, text, labels, registry=self.registry)
-        return _Bounded(counter, labels, self._max_series, self._folded)
+        self._calls: dict[_Key, list[float]] = {}
+        """Since the last flush: calls, input and output tokens, USD, coins, and the cost of the dearest call."""
+        self._dearest: dict[_Key, str] = {}
+        self.gauges = LedgerGauges(
+            max_series=max_series, show_tenants="tenant_id" in labels, show_models="model" in labels
+        )
+        self._workers = None if self._directory is None else WorkersMetrics(self._directory)
 
     # What the tracker and the middleware report --------------------------------------------------------------------
 
     def admitted(self, call: Call, seconds: float) -> None:
-        self._admit_seconds.observe(seconds)
+        self._admit_seconds.observe(seconds, call.id)
         if call.fallback_reason is not None:
             self.fell_back(call.spec.model, call.model, call.fallback_reason)
         if call.clamped:
@@ -156,37 +167,66 @@ class Metrics:
         """Count a finished call; also one whose charge waits in the journal (`settled` None)."""
         if settled is not None and settled.duplicate:
             return
-        key = (record.served_model, record.tenant, record.outcome, record.api)
+        cost = record.cost_nano_usd
+        if record.kind == "adjustment":
+            self.adjusted(cost)
+            return
+        key = self._place((record.served_model, record.tenant)), record.outcome, record.api
         sums = self._calls.get(key)
         if sums is None:
-            if len(self._calls) >= self._max_series:
-                self.flush()
-            sums = self._calls[key] = [0, 0, 0, 0.0, 0.0]
-        cost = record.cost_nano_usd
+            sums = self._new_sums(key)
         sums[0] += 1
         sums[1] += record.usage.input_tokens
         sums[2] += record.usage.output_tokens
         sums[3] += cost / NANO
         sums[4] += cost * record.exchange_rate / NANO
+        if cost >= sums[5]:
+            sums[5] = cost
+            self._dearest[key] = record.call_id
+        if record.estimated or record.anomalous or record.unpriced or (settled is not None and settled.late):
+            self._flag(record, late=settled is not None and settled.late)
+        if record.outcome == "cut":
+            self._cut(record.api).inc()
+        self._settle_seconds.observe(seconds, record.call_id)
+
+    def _new_sums(self, key: _Key) -> list[float]:
+        if len(self._calls) >= self._max_series:
+            self.flush()
+        if not self._calls and self._directory is not None:
+            self._hand_over_soon()
+        sums = self._calls[key] = [0, 0, 0, 0.0, 0.0, 0]
+        return sums
+
+    def _hand_over_soon(self) -> None:
+        try:
+            asyncio.get_running_loop().call_later(HAND_OVER_S, self.flush)
+        except RuntimeError:  # a caller without an event loop flushes for itself
+            return
+
+    def _flag(self, record: UsageRecord, *, late: bool) -> None:
         if record.estimated:
             self._flags("estimated").inc()
         if record.anomalous:
             self._flags("anomalous").inc()
         if record.unpriced:
             self._flags("unpriced").inc()
-        if settled is not None and settled.late:
+            self.unknown_price("default" if record.cost_nano_usd else "allow")
+        if late:
             self._flags("late").inc()
-        self._settle_seconds.observe(seconds)
 
     def flush(self) -> None:
         """Hand what was summed up to the client library."""
         calls, self._calls = self._calls, {}
-        for (model, tenant, outcome, api), (count, entering, leaving, usd, coins) in calls.items():
+        dearest, self._dearest = self._dearest, {}
+        for key, (count, entering, leaving, usd, coins, cost) in calls.items():
+            (model, tenant), outcome, api = key
             if entering:
                 self._tokens(model, "input", tenant).inc(entering)
             if leaving:
                 self._tokens(model, "output", tenant).inc(leaving)
-            self._cost(model, tenant).inc(usd)
+            charged = self._cost(model, tenant)
+            charged.inc(usd)
+            charged._value.set_exemplar(_exemplar(dearest[key], cost / NANO))  # noqa: SLF001 - of one call, not the sum
             self._coins(model, tenant).inc(coins)
             self._requests(outcome, api).inc(count)
         self._admit_seconds.flush()
@@ -195,8 +235,19 @@ class Metrics:
     def released(self, api: str) -> None:
         self._requests("released", api).inc()
 
+    def deferred(self, api: str) -> None:
+        self._deferred(api).inc()
+
+    def adjusted(self, nano_usd: int) -> None:
+        direction = "up" if nano_usd >= 0 else "down"
+        self._adjustments(direction).inc()
+        self._adjusted_usd(direction).inc(abs(nano_usd) / NANO)
+
     def refused(self, scope_kind: str, reason: str) -> None:
         self._refusals(scope_kind, reason).inc()
+
+    def unknown_price(self, action: str) -> None:
+        self._unknown_prices(action).inc()
 
     def fell_back(self, requested: str, served: str, reason: str) -> None:
         self._fallbacks(requested, served, reason).inc()
@@ -208,7 +259,7 @@ class Metrics:
         self._alerts(channel, result).inc(count)
 
     def lago_webhook(self, type_: str, result: str) -> None:
-        self._lago_webhooks(type_, result).inc()
+        self._webhooks(type_, result).inc()
 
     def store_error(self, operation: str) -> None:
         self._store_errors(operation).inc()
@@ -231,50 +282,37 @@ class Metrics:
     def lost_lease(self) -> None:
         self._lost_leases.inc()
 
+    def lost_holds(self, total: int) -> None:
+        """`total`: how many this process has found until now."""
+        self._lost_holds.inc(total - self._lost)
+        self._lost = total
+
     # Scrape ---------------------------------------------------------------------------------------------------------
 
     async def refresh(self, tracker: CostTracker) -> None:
-        """Read the gauges from the ledger; where that is away there are none, which is counted."""
+        """Read the gauges; where the ledger is away there are none of its own, which is counted."""
+        ledger = True
         try:
             await tracker.ready()
-            await self.gauges.read(tracker)
         except StoreError:
-            self.gauges.forget()
+            ledger = False
+        try:
+            await self.gauges.read(tracker, ledger=ledger)
+        except StoreError:
+            ledger = False
+            await self.gauges.read(tracker, ledger=False)
+        if not ledger:
             self.store_error("scrape")
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
         self.flush()
-        encoder, content_type = choose_encoder(accept)
-        registry = self.registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-            registry.register(self.gauges)
-        return encoder(registry), content_type
+        return self.encoded(accept)
 
-
-def metrics_app(tracker: CostTracker, *, token: str | None = None) -> ASGIApp:
-    """Serve the metrics. With `token`, only to `Authorization: Bearer <token>`."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        del receive
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
-        if token and not (scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), token.encode())):
-            await _answer(send, 401, b"a token is needed\n", "text/plain; charset=utf-8")
-            return
-        # The counters are worth having all the more when the ledger is away.
-        await tracker.metrics.refresh(tracker)
-        body, content_type = tracker.metrics.render(headers.get(b"accept", b"").decode("latin-1"))
-        await _answer(send, 200, body, content_type)
-
-    return app
-
-
-async def _answer(send: Send, status: int, body: bytes, content_type: str) -> None:
-    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    def encoded(self, accept: str) -> tuple[bytes, str]:
+        """As of the last `flush`: takes long, and may run in any thread."""
+        counted = self._workers.families() if self._workers is not None else families(self.registry.collect())
+        found = [*counted, *self.gauges.found]
+        if wants_open_metrics(accept):
+            return open_metrics_text(found), OPEN_METRICS
+        return plain_text(found), PLAIN

@@ -22,8 +22,8 @@ from .identify import Identifier, IdentityFailure, key_directory
 from .identity import Identity
 from .intake import Intake, specify, take_in
 from .lifespan import run_lifespan
+from .log_fields import fields
 from .metered import MeteredRequest
-from .metrics import metrics_app
 from .polling import watched
 from .preparing import prepare
 from .providers.base import Api, CallRequest, InvalidRequestError
@@ -42,6 +42,7 @@ from .refusals import (
     unreadable_body,
 )
 from .routes import Routes, route_path
+from .scraping import metrics_app
 from .sockets import SocketDoor
 from .tracker import CostTracker
 
@@ -120,6 +121,11 @@ class AskiiMiddleware:
         inject = settings.inject_usage
         self._inject = inject if isinstance(inject, bool) else {self._canonical(k): v for k, v in inject.items()}
         self._bypasses = Bypasses(self.tracker.metrics)
+        if settings.metrics_port is not None:
+            logger.warning(
+                "metrics_port is for askii serve; here use metrics_path, or mount tracker.metrics_app()",
+                extra=fields("metrics_port_unused"),
+            )
         self._metrics_path = settings.metrics_path
         token = settings.metrics_token
         self._metrics = metrics_app(self.tracker, token=token.get_secret_value() if token else None)
@@ -172,9 +178,7 @@ class AskiiMiddleware:
         return found if isinstance(found, Identity) else None
 
     async def _unmetered(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request that is not metered. A budget that a block inside ran into still becomes a clean refusal, also
-        where a framework has made an answer of 500 of it.
-        """
+        """Where a block inside runs into a budget that is a clean refusal, also if a framework made a 500 of it."""
         path = route_path(scope)
         if self._routes.denies(scope["method"], path):
             await self._refuse(None, unmetered_route(new_call_id(self.tracker.clock())), send)
@@ -238,10 +242,11 @@ class AskiiMiddleware:
             await self.tracker.ready()
         except StoreError as error:
             # A ledger that is away is the admission's business; a key it alone knows is refused just below.
-            logger.warning("call %s: %s", call_id, error)
+            self.tracker.log.store_failed("open", error, call_id)
         try:
             found = await self._identifier.identify(scope)
         except StoreError as error:
+            self.tracker.log.store_failed("identify", error, call_id)
             raise self._unavailable(error, call_id) from error
         if isinstance(found, IdentityFailure):
             raise unauthorized(found, call_id)
@@ -316,7 +321,13 @@ class AskiiMiddleware:
             raise
         except Exception as error:
             if metered.was_cut:  # whatever it makes of a client that has left
-                logger.debug("call %s: cut, and its application ended with %r", call.id, error)
+                kind = type(error).__name__  # its text is the application's own, and may repeat the prompt
+                logger.debug(
+                    "call %s: cut, and its application ended with %s",
+                    call.id,
+                    kind,
+                    extra=fields("application_failed", call_id=call.id, error_type=kind),
+                )
                 return
             denied = error if isinstance(error, Denial) else context.denied
             if metered.began or denied is None:
@@ -345,6 +356,7 @@ class AskiiMiddleware:
 
     async def _refuse(self, api: Api | None, refused: RefusedError, send: Send) -> None:
         self.tracker.metrics.refused(refused.scope_kind, refused.reason)
+        self.tracker.tracing.refused(refused.refusal.code, refused.reason, refused.scope_kind, refused.refusal.call_id)
         await send_refusal(api, refused.refusal, send)
 
     async def _refuse_denied(
@@ -361,7 +373,8 @@ class AskiiMiddleware:
 
     @staticmethod
     def _unavailable(error: StoreError, call_id: str) -> RefusedError:
-        logger.error("call %s refused: %s", call_id, error)
+        # Once for each call, so for those who look closely; `EventLog.store_failed` tells of the outage.
+        logger.debug("call %s refused: %s", call_id, error, extra=fields("ledger_unavailable", call_id=call_id))
         return ledger_unavailable(call_id)
 
 

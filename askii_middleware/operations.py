@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .errors import StoreError
 from .kept_calls import KeptCall, keep, read_kept, restore
+from .log_fields import fields, shown
 from .options import UNPRICED_HOLD_NANO_USD
 from .records import CallOutcome, Charge
 from .settling import Billed, Conclusion, Ending, Verdict
@@ -87,7 +88,12 @@ class Operations:
         """
         payload = keep(call, operation, seen_output)
         if len(payload) > MAX_PAYLOAD_BYTES:
-            logger.error("call %s: what is needed to charge it later takes %d bytes", call.id, len(payload))
+            logger.error(
+                "call %s: what is needed to charge it later takes %d bytes",
+                call.id,
+                len(payload),
+                extra=fields("operation_too_large", call_id=call.id, tenant=call.identity.tenant, bytes=len(payload)),
+            )
             await self._charge(call, self._estimate(call, operation), None)
             return
         provider = call.spec.provider or call.spec.api
@@ -124,13 +130,22 @@ class Operations:
                     await self._settle(found, report)
                     break
         except (StoreError, TimeoutError) as error:
-            logger.warning("operation %s: its end was seen, and waits for the store: %s", keys[0], error)
+            logger.warning(
+                "operation %s: its end was seen, and waits for the store: %s",
+                shown(keys[0]),
+                error,
+                extra=fields("operation_waits", operation=keys[0]),
+            )
             if len(self._unasked) >= MAX_UNASKED:
                 self._unasked.pop(next(iter(self._unasked)))
             self._unasked[keys] = report
             return False
         except Exception:
-            logger.exception("operation %s: its end could not be settled", keys[0])
+            logger.exception(
+                "operation %s: its end could not be settled",
+                shown(keys[0]),
+                extra=fields("operation_unsettled", operation=keys[0]),
+            )
         self._unasked.pop(keys, None)
         return True
 
@@ -145,7 +160,11 @@ class Operations:
             try:
                 await self._settle(operation, None)
             except Exception:  # it must not stand in the way of the others
-                logger.exception("call %s: its operation could not be settled", operation.call_id)
+                logger.exception(
+                    "call %s: its operation could not be settled",
+                    operation.call_id,
+                    extra=fields("operation_unsettled", call_id=operation.call_id, tenant=operation.tenant),
+                )
 
     async def _settle(self, operation: Operation, report: Report | None) -> None:
         kept = self._read(operation)
@@ -156,7 +175,12 @@ class Operations:
         )
         call = restore(kept, operation.call_id, price, self._clock())
         if report is None:
-            logger.warning("call %s: nobody saw the end of %s; its hold is charged", call.id, operation.key)
+            logger.warning(
+                "call %s: nobody saw the end of %s; its hold is charged",
+                call.id,
+                shown(operation.key),
+                extra=fields("hold_charged", call_id=call.id, tenant=operation.tenant, cause="unseen"),
+            )
             await self._charge(call, self._estimate(call, kept.operation), None)
             return
         if report.usage is None:  # who has read the output cannot have it for nothing by cancelling the rest
@@ -170,7 +194,12 @@ class Operations:
             return
         conclusion = self._concluder.conclude(call, report, Ending(status=200, complete=True))
         if call.held_nano_usd and _is_free_by_accident(kept, conclusion):
-            logger.error("call %s: what %s used has no price (any more); its hold is charged", call.id, call.model)
+            logger.error(
+                "call %s: what %s used has no price (any more); its hold is charged",
+                call.id,
+                shown(call.model),
+                extra=fields("hold_charged", call_id=call.id, tenant=operation.tenant, cause="no_price"),
+            )
             conclusion = replace(conclusion, verdict=replace(conclusion.verdict, estimated=True), billed=_as_held(call))
         await self._charge(call, conclusion, 200)
 
@@ -182,7 +211,12 @@ class Operations:
             reason = str(error)
         if operation.call_id not in self._unreadable and len(self._unreadable) < MAX_UNASKED:
             self._unreadable.add(operation.call_id)
-            logger.error("call %s: another version of askii-middleware must settle it: %s", operation.call_id, reason)
+            logger.error(
+                "call %s: another version of askii-middleware must settle it: %s",
+                operation.call_id,
+                reason,
+                extra=fields("operation_unreadable", call_id=operation.call_id, tenant=operation.tenant),
+            )
         return None
 
     def _estimate(self, call: Call, operation: str | None, outcome: CallOutcome = "deferred_estimate") -> Conclusion:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
+from .log_fields import fields
+
 if TYPE_CHECKING:
     from .tracker import CostTracker
 
@@ -98,7 +100,9 @@ class _Portal:
                 try:
                     asyncio.run_coroutine_threadsafe(tracker.stop(flush_s=EXIT_S / 2), loop).result(EXIT_S)
                 except Exception:
-                    logger.exception("the tracker of synchronous code could not be stopped cleanly")
+                    logger.exception(
+                        "the tracker of synchronous code could not be stopped cleanly", extra=fields("stop_failed")
+                    )
         loop.call_soon_threadsafe(loop.stop)
         thread.join(EXIT_S)
         if not thread.is_alive():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from .calls import new_call_id
 from .default_tracker import get_cost_tracker
 from .errors import ConfigurationError, StoreError
 from .identify import Identifier, IdentityFailure, key_directory
+from .log_fields import fields
+from .metrics_listener import MetricsListener, with_listener
 from .middleware import AskiiMiddleware
 from .providers.free import is_free
 from .refusals import RefusedError, ledger_unavailable, mints_refused, send_refusal, unauthorized
@@ -30,12 +33,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS_PATH = "/metrics"
+HOST_VARIABLE = "_ASKII_SERVE_HOST"
+"""Tells workers where `askii serve` listens."""
 OWN_PATHS = ("/healthz", "/readyz")
 
 
 def create_app() -> ASGIApp:
     """The gateway of this process's settings; what each worker of `askii serve` runs."""
-    return gateway(load_settings())
+    return served(load_settings(), os.environ.get(HOST_VARIABLE, "127.0.0.1"), shared=True)
+
+
+def served(settings: Settings, host: str, *, shared: bool = False) -> ASGIApp:
+    """The gateway, and with `metrics_port` a listener for metrics on the same address. `shared`: other workers have the
+    same. Raises like `gateway`.
+    """
+    app = gateway(settings)
+    if settings.metrics_port is None:
+        return app
+    token = settings.metrics_token
+    listener = MetricsListener(
+        get_cost_tracker(settings),
+        host,
+        settings.metrics_port,
+        token=token.get_secret_value() if token else None,
+        shared=shared,
+    )
+    return with_listener(app, listener)
 
 
 def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
@@ -67,7 +90,7 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
         try:
             await tracker.ping()
         except StoreError as error:
-            logger.warning("not ready: %s", error)
+            tracker.log.store_failed("ready", error)
             return False
         return True
 
@@ -76,7 +99,9 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
         inner = _known_callers_only(proxy, settings, tracker)
     routes = settings.routes.model_copy(update={"exempt": (*settings.routes.exempt, *OWN_PATHS)})
     app = AskiiMiddleware(
-        gateway_app(inner, ready), tracker=tracker, settings=settings.model_copy(update={"routes": routes})
+        gateway_app(inner, ready),
+        tracker=tracker,
+        settings=settings.model_copy(update={"routes": routes, "metrics_port": None}),
     )
     return app if settings.lago_webhooks is None else _with_webhooks(app, settings, settings.lago_webhooks, tracker)
 
@@ -143,8 +168,9 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
         try:
             found = await identifier.identify(scope)
         except StoreError as error:
-            logger.warning("an unmetered request was refused: %s", error)
-            return ledger_unavailable(new_call_id())
+            call_id = new_call_id()
+            tracker.log.store_failed("identify", error, call_id)
+            return ledger_unavailable(call_id)
         return unauthorized(found, new_call_id()) if isinstance(found, IdentityFailure) else None
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,6 +180,9 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
                 refusal = mints_refused(new_call_id())
             if refusal is not None:
                 tracker.metrics.refused(refusal.scope_kind, refusal.reason)
+                tracker.tracing.refused(
+                    refusal.refusal.code, refusal.reason, refusal.scope_kind, refusal.refusal.call_id
+                )
                 if scope["type"] == "http":
                     await send_refusal(None, refusal.refusal, send)
                 else:
@@ -165,17 +194,22 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
 
 
 def with_metrics(settings: Settings, host: str) -> Settings:
-    """The settings with `/metrics` served, where that shows nothing to strangers: on loopback, or behind a token.
+    """The settings with `/metrics` served, where that shows nothing to strangers: on loopback, or behind a token. Where
+    there is a `metrics_port`, metrics have a path only if one was asked for.
 
     Raises ConfigurationError where a path was asked for beyond loopback without a token.
     """
+    if settings.metrics_port is not None and settings.metrics_path is None:
+        return settings
     if is_loopback(host) or settings.metrics_token is not None:
         return settings.model_copy(update={"metrics_path": settings.metrics_path or METRICS_PATH})
     if settings.metrics_path is not None:
         raise ConfigurationError(
             f"metrics_path: {host} is reachable from outside, so metrics_token is needed (or leave metrics_path out)"
         )
-    logger.warning("no metrics are served beyond loopback without metrics_token")
+    logger.warning(
+        "no metrics are served beyond loopback without metrics_token or metrics_port", extra=fields("metrics_unserved")
+    )
     return settings
 
 

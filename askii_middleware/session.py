@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .alerts import lease_of
 from .errors import StoreError
+from .log_fields import fields
 from .registrations import register
 from .stores.base import DeadWorkerError
 from .writer import NoPlaceError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .channels.base import AlertChannel
     from .delivery import DeliveryLoop
     from .item_watch import ItemWatcher
+    from .logs import EventLog
     from .metrics import Metrics
     from .sinks.base import Sink
     from .stores.base import Store
@@ -67,6 +69,7 @@ class Session:
         hold_ttl_s: float,
         outbox_max_pending: int,
         upkeep: Callable[[], Coroutine[Any, Any, None]],
+        log: EventLog,
     ) -> None:
         self._store = store
         self._index = index
@@ -80,6 +83,7 @@ class Session:
         self._hold_ttl_s = hold_ttl_s
         self._outbox_max_pending = outbox_max_pending
         self._upkeep = upkeep
+        self._log = log
         self._outbox_full = False
         self._users = 0
         self._alive_until_s = 0.0
@@ -116,7 +120,12 @@ class Session:
             await self.ready()
         except StoreError as error:
             if not strict:
-                logger.error("the ledger %s is not reachable: %s", self._store.url, error)  # noqa: TRY400
+                logger.error(  # noqa: TRY400
+                    "the ledger %s is not reachable: %s",
+                    self._store.url,
+                    error,
+                    extra=fields("store_unreachable", store=self._store.url),
+                )
                 self._tend_in_background()
                 return
             self._users -= 1
@@ -147,7 +156,11 @@ class Session:
                 if delivery is not None:
                     await delivery.stop(flush_s)
         except TimeoutError:
-            logger.warning("not everything could be written within %g s; the rest waits for the next start", flush_s)
+            logger.warning(
+                "not everything could be written within %g s; the rest waits for the next start",
+                flush_s,
+                extra=fields("stop_incomplete", waited_s=flush_s),
+            )
         finally:
             await self._close()
         if self._users:
@@ -167,6 +180,7 @@ class Session:
                     stack.push_async_callback(delivery.stop, 0.0)
                 stack.push_async_callback(self._end_background)
             self.loop = self._background = self._watching = None
+        self._metrics.flush()
 
     async def _end_background(self) -> None:
         ending = [task for task in (self._background, self._watching) if task is not None]
@@ -318,11 +332,12 @@ class Session:
                 await self._upkeep()
             except (StoreError, TimeoutError) as error:
                 self._metrics.store_error("heartbeat")
-                logger.warning("heartbeat: %s", error)
+                self._log.store_failed("heartbeat", error)
             except Exception:  # without heartbeats every hold would expire
                 self._metrics.store_error("heartbeat")
-                logger.exception("heartbeat")
+                logger.exception("heartbeat", extra=fields("heartbeat_failed"))
             self._metrics.flush()
+            self._log.tick()
             troubled = self._writer.waiting or self._outbox_full or not self.is_ready
             if not troubled and not await self._is_troubled_within(calm_s):
                 continue
@@ -348,5 +363,6 @@ class Session:
                 self._metrics.lost_lease()
             self.worker = worker_name()
             await self._store.heartbeat(self.worker, self._hold_ttl_s)
+        self._metrics.lost_holds(self._store.lost_holds)
         # Our own deadline comes first, so that we never hold under a name the store has given up.
         self._alive_until_s = before_s + self._hold_ttl_s * 0.9

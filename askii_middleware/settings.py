@@ -146,7 +146,12 @@ class Settings(BaseSettings):
     metrics_path: UrlPath | None = None
     metrics_port: Annotated[int, Number, Field(ge=0, le=65_535)] | None = None
     metrics_token: Secret | None = None
+    metrics_labels: tuple[Literal["tenant_id", "model"], ...] = ("tenant_id", "model")
+    """Which labels whose values others choose are shown; the others are `other`."""
     max_series: Count = 1000
+    traces: Literal["auto", "off"] = "auto"
+    trace_tenant: bool = True
+    """Whether OpenTelemetry's spans name the tenant."""
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -17,6 +17,7 @@ from .calls import RequestContext, current_request, new_call_id
 from .errors import StoreError
 from .identity import Identity
 from .keys import SECRET_PREFIX
+from .log_fields import fields
 from .metered_socket import POLICY_VIOLATION, Admit, MeteredSocket
 from .providers.base import InvalidRequestError
 from .refusals import RefusedError, budget_refused, invalid_request, ledger_unavailable, tenant_suspended
@@ -65,6 +66,9 @@ class SocketDoor:
                 await self._check(identity, call_id)
         except RefusedError as refused:
             self._tracker.metrics.refused(refused.scope_kind, refused.reason)
+            self._tracker.tracing.refused(
+                refused.refusal.code, refused.reason, refused.scope_kind, refused.refusal.call_id
+            )
             await deny(api, refused, scope, send)
             return
         context.resolve = lambda: _same(identity)
@@ -78,7 +82,11 @@ class SocketDoor:
         except OSError:
             if not socket.cut_off:
                 raise
-            logger.debug("socket %s: the application went on after it was cut off", call_id)
+            logger.debug(
+                "socket %s: the application went on after it was cut off",
+                call_id,
+                extra=fields("socket_cut", call_id=call_id),
+            )
         finally:
             context.over = True
             current_request.reset(token)

@@ -19,6 +19,7 @@ import msgspec
 
 from .errors import TenantSuspendedError
 from .identity import Identity
+from .log_fields import fields
 
 if TYPE_CHECKING:
     from .item_watch import ItemWatcher
@@ -138,6 +139,7 @@ class TenantBook:
             logger.error(
                 "%d tenants are suspended (%s); only %d of them are refused: resume those that will not come back",
                 *(len(items), cause, MAX_COPIED),
+                extra=fields("suspensions_cut", count=len(items), cause=cause),
             )
         values = ((item.name, _read(item)) for item in islice(items, MAX_COPIED))
         self._by_cause[cause] = {value.tenant or name: value.reason for name, value in values if value is not None}
@@ -158,7 +160,11 @@ def _read(item: Item) -> _Value | None:
     try:
         value = _decode(item.value)
     except msgspec.DecodeError:
-        logger.warning("the suspension of tenant %r cannot be read; it stands", item.name)
+        logger.warning(
+            "the suspension of tenant %r cannot be read; it stands",
+            *(item.name,),
+            extra=fields("suspension_unreadable", tenant=item.name),
+        )
         return _Value("suspended")
     return value if value.state == "suspended" else None
 

@@ -1,7 +1,7 @@
 """`CostTracker`: one ledger for requests through the middleware and calls made in code.
 
-It prices and admits a call, and when the call has ended it turns what is known of its end into one settlement. Where
-the money is decided stands in `admission` (may it run?), `settling` (what did it cost?) and `pricing`.
+It prices and admits a call, and turns what is known of its end into one settlement. Where the money is decided:
+`admission` (may it run?), `settling` (what did it cost?), `pricing`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .identity import Identity
 from .item_watch import ItemWatcher
 from .journal import Journal, journal_beside
 from .leased import LeasedStore
+from .logs import EventLog
 from .metering import Meters
 from .metrics import Metrics
 from .modes import Mode, Modes
@@ -46,6 +47,7 @@ from .stores import open_store
 from .stores.base import Store
 from .tenants import Suspending, TenantBook
 from .tokens import warm as warm_tokenizer
+from .tracing import Tracing
 from .writer import LedgerWriter
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         outbox_max_pending: beyond so many undelivered records, new calls are refused.
         subscription_of: the external subscription of an identity: a callable or a table by tenant; default: tenant.
         alert_channels: who hears when what is spent crosses a budget's `alert_at`; None: the log.
+        traces: `auto`: OpenTelemetry's current span, where there is one, tells of the calls made in it; `off`.
+        trace_tenant: whether such spans name the tenant.
         clock: Unix seconds.
     """
 
@@ -134,8 +138,11 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         outbox_max_pending: int = 1_000_000,
         block_grace_s: float = 60.0,
         max_series: int = 1000,
+        metrics_labels: Sequence[str] = ("tenant_id", "model"),
         subscription_of: Callable[[Identity], str | None] | Mapping[str, str] | None = None,
         alert_channels: Sequence[AlertChannel] | None = None,
+        traces: Literal["auto", "off"] = "auto",
+        trace_tenant: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_choice("unknown_price", unknown_price, "reject", "default", "allow")
@@ -144,6 +151,7 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         if hold is not None:
             check_choice("hold", hold, "bound", "metered", "estimate")
         check_choice("on_store_error", on_store_error, "deny", "allow")
+        check_choice("traces", traces, "auto", "off")
         check_positive(
             hold_ttl_s=hold_ttl_s,
             max_call_s=max_call_s,
@@ -155,11 +163,9 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             max_series=max_series,
             min_output_tokens=min_output_tokens,
         )
-        # Shared engines have clocks of their own, which all workers agree on.
-        own_clock = None if clock is time.time else clock
-        self.store: Store = (
-            open_store(store, clock=own_clock, timeout_s=settle_timeout_s) if isinstance(store, str) else store
-        )
+        if isinstance(store, str):  # engines on servers have clocks of their own
+            store = open_store(store, clock=None if clock is time.time else clock, timeout_s=settle_timeout_s)
+        self.store: Store = store
         if lease:
             if lease_s > hold_ttl_s / 2:
                 raise ConfigurationError(f"lease_s: {lease_s:g} s is more than half of hold_ttl_s, {hold_ttl_s:g} s")
@@ -176,7 +182,9 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         self.modes = Modes(enforcement, rollout)
         self.names = ModelNames(self.prices)
         self.index = BudgetIndex(map(self.names.budget, budgets))
-        self.metrics = Metrics(max_series=max_series)
+        self.metrics = Metrics(max_series=max_series, labels=metrics_labels)
+        self.log = EventLog(clock=clock)
+        self.tracing = Tracing(enabled=traces == "auto", tenant=trace_tenant)
         self.rates = RateSource(on_invalid=lambda _message: self.metrics.invalid_rate())
         self.fallbacks = Fallbacks(fallbacks or {}, self.prices)
         self.budget_enforcer = BudgetEnforcer(self)
@@ -222,13 +230,16 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         )
         self.concluder = Concluder(self.names, self.price_of, trust_provider_cost=trust_provider_cost)
         self._writer = LedgerWriter(
-            self.store, journal, settle_timeout_s=settle_timeout_s, on_store_error=self.metrics.store_error
+            self.store,
+            journal,
+            settle_timeout_s=settle_timeout_s,
+            on_store_error=self.metrics.store_error,
+            log=self.log,
         )
         self.deferrals = Deferrals()
         self.operations = self._new_operations(settle_timeout_s)
         for sink in self.sinks:
-            bind = getattr(sink, "bind", None)
-            if bind is not None:
+            if (bind := getattr(sink, "bind", None)) is not None:
                 bind(self.record_external)
         self._session = Session(
             self.store,
@@ -251,6 +262,7 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             hold_ttl_s=hold_ttl_s,
             outbox_max_pending=outbox_max_pending,
             upkeep=self.operations.tend,
+            log=self.log,
         )
 
     @classmethod
@@ -290,6 +302,7 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             await self.deferrals.finish_all(flush_s)
         finally:
             await self._session.stop(flush_s)
+            self.log.flush()
 
     async def flush(self, timeout_s: float = 5.0) -> None:
         """Write and deliver what waits, within `timeout_s`. What is left stays where it is."""
@@ -376,8 +389,12 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             context.identity = await context.resolve() or context.identity
         return context.identity
 
+    def journalled(self) -> tuple[int, int]:
+        """Charges that wait on this machine for the ledger, and their bytes. Blocks: call it from threads."""
+        return self._writer.journalled()
+
     def metrics_app(self) -> ASGIApp:
         """An ASGI application that serves the metrics in the Prometheus text format."""
-        from .metrics import metrics_app  # noqa: PLC0415 - starlette only where it is served
+        from .scraping import metrics_app  # noqa: PLC0415 - starlette only where it is served
 
         return metrics_app(self)

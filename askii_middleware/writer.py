@@ -17,6 +17,8 @@ import msgspec
 
 from .errors import StoreError
 from .journal import Entry, Journal, Orphan
+from .log_fields import fields, shown
+from .logs import EventLog
 from .stores.base import Operation, Settled, Settlement, Store, UnwritableError
 from .waiting import bounded
 
@@ -39,6 +41,7 @@ class LedgerWriter:
         journal: where writes wait while the store is away; None keeps them in memory only (for `memory://`).
         settle_timeout_s: how long a write may take before it goes to the journal.
         on_store_error: called with the operation's name for each write the store did not take.
+        log: counts these for the log.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class LedgerWriter:
         *,
         settle_timeout_s: float = 5.0,
         on_store_error: Callable[[str], None] = lambda _operation: None,
+        log: EventLog | None = None,
     ) -> None:
         self._store = store
         self._journal = journal
         self._timeout_s = settle_timeout_s
         self._on_store_error = on_store_error
+        self._log = log or EventLog()
         self.on_waiting: Callable[[], None] = lambda: None
         """Called when something has begun to wait for the store."""
         self._unwritten: deque[Entry] = deque()
@@ -95,6 +100,10 @@ class LedgerWriter:
         return bool(self._unwritten or self._doubtful) or (
             self._journal is not None and self._journal.pending_bytes > 0
         )
+
+    def journalled(self) -> tuple[int, int]:
+        """Entries and bytes that wait in the journals of all processes here. Blocks: call it from threads."""
+        return (0, 0) if self._journal is None else self._journal.waiting()
 
     # Writing ------------------------------------------------------------------------------------------------------
 
@@ -188,8 +197,9 @@ class LedgerWriter:
         logger.warning(
             "call %s: another call has begun the operation %s; this one is %s",
             operation.call_id,
-            operation.key,
+            shown(operation.key),
             "released" if same else "charged what it holds, when its time is up",
+            extra=fields("operation_shared", call_id=operation.call_id, tenant=operation.tenant, released=same),
         )
         if same:
             await self._store.release(operation.call_id)
@@ -201,9 +211,21 @@ class LedgerWriter:
         if isinstance(error, UnwritableError):
             await self._park(entry, error)
             return
-        trace = None if isinstance(error, StoreError | TimeoutError) else error
-        logger.warning(
-            "call %s: the store did not take its %s (%s); it waits", _id(entry), operation, _text(error), exc_info=trace
+        if isinstance(error, StoreError | TimeoutError):
+            self._log.store_failed(operation, error, entry.call_id)
+        else:
+            logger.warning(
+                "call %s: the store broke on its %s; it waits",
+                entry.call_id,
+                operation,
+                exc_info=error,
+                extra=fields("store_broke", call_id=entry.call_id, operation=operation),
+            )
+        logger.debug(
+            "call %s: its %s waits for the store",
+            entry.call_id,
+            operation,
+            extra=fields("write_waits", call_id=entry.call_id, operation=operation),
         )
         await self._keep(entry)
 
@@ -213,7 +235,11 @@ class LedgerWriter:
             try:
                 await asyncio.to_thread(self._journal.append, entry)
             except StoreError as error:
-                logger.error("%s; keeping the charge in memory, refusing new calls", error)  # noqa: TRY400
+                logger.error(  # noqa: TRY400
+                    "%s; keeping the charge in memory, refusing new calls",
+                    error,
+                    extra=fields("journal_failed", call_id=entry.call_id),
+                )
             else:
                 return
         self._unwritten.append(entry)
@@ -224,7 +250,9 @@ class LedgerWriter:
             try:
                 self._journal.append(entry)
             except StoreError as error:
-                logger.error("%s; keeping the charge in memory", error)  # noqa: TRY400
+                logger.error(  # noqa: TRY400
+                    "%s; keeping the charge in memory", error, extra=fields("journal_failed", call_id=entry.call_id)
+                )
             else:
                 return
         self._unwritten.append(entry)
@@ -240,10 +268,11 @@ class LedgerWriter:
                 place = f"nowhere ({failure})"
         logger.error(
             "call %s: the ledger can never take what it cost (%s); kept in %s, to be booked by hand: %s",
-            _id(entry),
+            entry.call_id,
             _text(error),
             place,
-            entry,
+            entry.bill,
+            extra=fields("charge_rejected", call_id=entry.call_id, tenant=entry.tenant, place=place),
         )
 
     # Catching up --------------------------------------------------------------------------------------------------
@@ -268,7 +297,7 @@ class LedgerWriter:
         try:
             return await self._replay()
         except (StoreError, TimeoutError) as error:
-            logger.info("the store is still away: %s", _text(error))
+            self._log.store_failed("replay", error)
             await self._spill()
             return 0
 
@@ -337,7 +366,11 @@ class LedgerWriter:
             raise
         except Exception as error:
             # A defect. If the store works otherwise, it will meet this entry in the same way for ever.
-            logger.exception("call %s: the store broke on its charge", _id(entry))
+            logger.exception(
+                "call %s: the store broke on its charge",
+                entry.call_id,
+                extra=fields("store_broke", call_id=entry.call_id, operation="replay"),
+            )
             await bounded(self._store.ping(), self._timeout_s)
             await self._park(entry, error)
 
@@ -351,12 +384,6 @@ class LedgerWriter:
     async def close(self) -> None:
         if self._journal is not None:
             await asyncio.to_thread(self._journal.close)
-
-
-def _id(entry: Entry) -> str:
-    if entry.settlement is not None:
-        return entry.settlement.call_id
-    return entry.operation.call_id if entry.operation is not None else str(entry.release)
 
 
 def _text(error: Exception) -> str:

@@ -7,7 +7,6 @@ import pytest
 from askii_middleware import Budget, CostTracker, ModelPrice, UnknownModelError
 from askii_middleware.assembly import tracker_from_settings
 from askii_middleware.calls import CallSpec
-from askii_middleware.errors import ConfigurationError
 from askii_middleware.identity import Identity
 from askii_middleware.settings import Settings
 from askii_middleware.settling import Ending
@@ -75,14 +74,3 @@ async def test_above_downgrade_at_fallbacks_come_first() -> None:
         assert await charge(tracker, chat("gpt-4o"), "gpt-4o") == 2_500_000_000
         moved = await tracker.admit(ACME, chat("gpt-4o"))
         assert (moved.model, moved.fallback_reason) == ("gpt-4o-mini", "budget")
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"metrics_port": 9000},
-    ],
-)
-def test_settings_that_nothing_obeys_yet_are_refused(setting: dict[str, object]) -> None:
-    with pytest.raises(ConfigurationError, match="comes with a later version"):
-        tracker_from_settings(Settings(store="memory://", **setting))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "core": {
         *("_version", "admission", "budgets", "catalogue", "currency", "errors", "fallbacks", "identity", "models"),
-        *("expectations", "model_price", "modes", "names"),
+        *("expectations", "log_fields", "model_price", "modes", "names"),
         *("output_limits", "price", "pricing", "pricing_config", "records", "signing", "standing", "tokens", "usage"),
     },
     "families": {"channels", "channels.*", "providers", "providers.*", "stores", "stores.*", "sinks", "sinks.*"},
@@ -33,7 +33,11 @@ LAYERS = {
             "delivery",
             "delivery_worker",
             "enforcer",
+            "exposition",
             "gauges",
+            "metric_series",
+            "metric_workers",
+            "scraping",
             "journal",
             "keys",
             "metrics",
@@ -41,7 +45,7 @@ LAYERS = {
             "portal",
         ),
         *("kept_calls", "leased", "leased.*", "metering", "reports"),
-        *("session", "settling", "tracker", "waiting", "writer"),
+        *("logs", "session", "settling", "tracing", "tracker", "waiting", "writer"),
         *("item_watch", "reconciler", "registrations", "reconciling", "tenants"),
         *("adjusting", "corrections", "price_again", "repricing"),
     },
@@ -71,6 +75,7 @@ LAYERS = {
             "settings_webhooks",
         ),
         *("lago_effects", "lago_memory", "lago_signatures", "lago_webhooks"),
+        "metrics_listener",
     },
     "package": {""},
 }
@@ -103,7 +108,19 @@ KNOWS_MEMBERS = {
 
 EXTRAS = {
     *("backports", "botocore", "brotli", "compression", "python_multipart"),
-    *("aiohttp", "httptools", "jwt", "psycopg", "redis", "rich", "toktok", "toktok_rs", "uvicorn", "uvloop"),
+    *(
+        "aiohttp",
+        "httptools",
+        "jwt",
+        "opentelemetry",
+        "psycopg",
+        "redis",
+        "rich",
+        "toktok",
+        "toktok_rs",
+        "uvicorn",
+        "uvloop",
+    ),
 }
 
 ON_EXTRAS = {"stores.postgres", "stores.postgres.*", "stores.redis", "stores.redis.*"}

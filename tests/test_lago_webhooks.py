@@ -152,7 +152,7 @@ async def test_an_alert_is_told_and_counted(tmp_path: Path, caplog: pytest.LogCa
         assert told in caplog.text
         assert await tracker.tenant_states() == []
         labels = {"type": "alert.triggered", "result": "done"}
-        assert tracker.metrics.registry.get_sample_value("askii_lago_webhooks_total", labels) == 1
+        assert tracker.metrics.registry.get_sample_value("askii_webhooks_total", labels) == 1
 
 
 async def test_other_types_are_acknowledged_and_do_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,7 +162,7 @@ async def test_other_types_are_acknowledged_and_do_nothing(tmp_path: Path, caplo
         assert "type 'invoice.created' has no effect" in caplog.text
         assert await tracker.store.items(KIND) == []
         labels = {"type": "other", "result": "ignored"}
-        assert tracker.metrics.registry.get_sample_value("askii_lago_webhooks_total", labels) == 1
+        assert tracker.metrics.registry.get_sample_value("askii_webhooks_total", labels) == 1
 
 
 def test_every_type_that_has_an_effect_has_a_payload_here() -> None:

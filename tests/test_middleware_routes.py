@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from askii_middleware.metrics import OTHER
+from askii_middleware.metric_series import OTHER
 
 from .support.asgi import CHAT, Scripted, ask, chat_answer, piece, plain, start
 from .support.ledgers import Ledger, ledger

@@ -16,6 +16,7 @@ from hashlib import blake2b
 
 from askii_middleware.errors import ConfigurationError
 
+from ..log_fields import fields
 from .base import AlertNotice, OneThread
 
 logger = logging.getLogger("askii_middleware.delivery")
@@ -98,7 +99,12 @@ class EmailChannel:
             for address, (code, answer) in smtp.send_message(message).items():
                 # The others have it: to send it again for this one would double it for them.
                 logger.error(
-                    "alert channel %s: %s was refused: %d %s", self.name, address, code, answer.decode(errors="replace")
+                    "alert channel %s: %s was refused: %d %s",
+                    self.name,
+                    address,
+                    code,
+                    answer.decode(errors="replace"),
+                    extra=fields("alert_refused", channel=self.name, code=code),
                 )
 
     def _connected(self) -> smtplib.SMTP:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ..log_fields import fields
 from .base import AlertNotice
 
 logger = logging.getLogger("askii_middleware.alerts")
@@ -16,4 +17,17 @@ class LogChannel:
         self.name = name
 
     async def send(self, alert: AlertNotice) -> None:
-        logger.warning("%s (alert %s)", alert.text, alert.id)
+        logger.warning(
+            "%s (alert %s)",
+            alert.text,
+            alert.id,
+            extra=fields(
+                "budget_alert",
+                alert=alert.id,
+                scope=alert.scope,
+                tenant=alert.tenant,
+                period=alert.period,
+                share=alert.share,
+                resets_at=alert.resets_at,
+            ),
+        )

@@ -151,6 +151,8 @@ def lago_app(
             Route("/api/v1/events", server.single, methods=["POST"]),
             Route("/api/v1/events", server.listing, methods=["GET"]),
             Route("/api/v1/events/{transaction_id:path}", server.show, methods=["GET"]),
+            Route("/api/v1/billable_metrics/{code}", server.metric, methods=["GET"]),
+            Route("/api/v1/subscriptions/{name}", server.subscription, methods=["GET"]),
         ]
     )
     app.state.ledger = server.ledger
@@ -304,6 +306,24 @@ class _Server:
             if event.transaction_id == wanted:
                 return JSONResponse({"event": _shown(event)}, headers=LABEL)
         return _error(404, "Not Found")
+
+    async def metric(self, request: Request) -> Response:
+        code = request.path_params["code"]
+        if (refused := self._authorised(request)) is not None:
+            return refused
+        if code not in self.ledger.codes:
+            return _error(404, "Not Found", code="billable_metric_not_found")
+        shown = {"code": code, "aggregation_type": "sum_agg", "field_name": code, "recurring": False}
+        return JSONResponse({"billable_metric": shown}, headers=LABEL)
+
+    async def subscription(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if (refused := self._authorised(request)) is not None:
+            return refused
+        if self.ledger.subscriptions is not None and name not in self.ledger.subscriptions:
+            return _error(404, "Not Found", code="subscription_not_found")
+        shown = {"external_id": name, "external_customer_id": name, "plan_code": "demo", "status": "active"}
+        return JSONResponse({"subscription": shown}, headers=LABEL)
 
 
 def _seconds(timestamp: Any, now_s: float) -> float | None:

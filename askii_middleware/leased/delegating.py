@@ -66,10 +66,10 @@ class DelegatingStore(Store):
     async def budgets(self) -> list[Budget]:
         return await self._store.budgets()
 
-    async def status(
-        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
-    ) -> list[BudgetState]:
-        return await self._store.status(matches, windows, rate)
+    async def status_of(
+        self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[list[BudgetState]]:
+        return await self._store.status_of(asked, windows, rate)
 
     async def put_key(self, row: KeyRow) -> None:
         await self._store.put_key(row)

@@ -14,6 +14,7 @@ from math import inf
 from ..admission import Admission, ExtendRequest, Extension, ReserveRequest
 from ..budgets import Budget
 from ..errors import ConfigurationError, StoreError
+from ..log_fields import fields
 from ..stores.base import (
     DeadWorkerError,
     Operation,
@@ -84,13 +85,17 @@ class LeasedStore(DelegatingStore):
                     await self._batches.drain()
                     await self._draw(everything=True)
         except TimeoutError:
-            logger.warning("leases: the store did not answer; credit that lies here counts until its windows end")
+            logger.warning(
+                "leases: the store did not answer; credit that lies here counts until its windows end",
+                extra=fields("credit_kept"),
+            )
         finally:
             await self._store.close()
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
         sent = self._monotonic()
         alive = await self._store.heartbeat(worker, ttl_s)
+        self.lost_holds = self._store.lost_holds
         self._book.beat(worker, alive=alive, sent=sent, ttl_s=ttl_s)
         return alive
 
@@ -176,7 +181,12 @@ class LeasedStore(DelegatingStore):
         try:
             await self._promote(call)
         except StoreError as error:
-            logger.info("call %s: its credit could not be made a hold: %s", call.id, error)
+            logger.info(
+                "call %s: its credit could not be made a hold: %s",
+                call.id,
+                error,
+                extra=fields("credit_unpromoted", call_id=call.id),
+            )
 
     async def _promote(self, call: LocalCall) -> None:
         async with self._lane:
@@ -257,10 +267,10 @@ class LeasedStore(DelegatingStore):
             self._book.outdated()
         except (StoreError, TimeoutError) as error:
             self._book.failed()
-            logger.info("leases: %s", str(error) or "the store did not answer in time")
+            logger.info("leases: %s", str(error) or "the store did not answer in time", extra=fields("draw_failed"))
         except Exception:
             self._book.failed()
-            logger.exception("leases")
+            logger.exception("leases", extra=fields("draw_failed"))
         else:
             self._book.answered(request, drawn, sent=sent, received=self._monotonic())
 

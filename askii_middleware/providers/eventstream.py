@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from ..log_fields import fields
 from ..usage import Report
 from .base import StreamReader
 from .fields import decode_object
@@ -157,7 +158,8 @@ def _decoder() -> Callable[[], Any] | None:
     except ImportError:
         logger.error(  # noqa: TRY400 - the cause says nothing more
             "event streams of Amazon Bedrock pass unread, and what they cost is estimated: install "
-            "askii-middleware[bedrock]"
+            "askii-middleware[bedrock]",
+            extra=fields("bedrock_unread"),
         )
         return None
     made: Callable[[], Any] = EventStreamBuffer

@@ -14,6 +14,7 @@ from ..budgets import Budget
 from ..errors import StoreError
 from .rows import (
     CHANNEL_PREFIX,
+    MAX_ASKED,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
     PARTITIONS,
@@ -42,40 +43,15 @@ from .rows import (
     partition_of,
 )
 
+# fmt: off
 __all__ = [
-    "CHANNEL_PREFIX",
-    "MAX_KEY_CHARS",
-    "MAX_PAYLOAD_BYTES",
-    "PARTITIONS",
-    "AggregateRow",
-    "Alert",
-    "CreditAsk",
-    "CreditLine",
-    "CreditRow",
-    "CreditUse",
-    "DeadLetter",
-    "DeadWorkerError",
-    "DrawRequest",
-    "Drawn",
-    "Entry",
-    "Item",
-    "KeyRow",
-    "Lease",
-    "Operation",
-    "Outcome",
-    "Place",
-    "Promotion",
-    "Settled",
-    "Settlement",
-    "ShortCreditError",
-    "SpendRow",
-    "StaleFormsError",
-    "Store",
-    "Totals",
-    "UnwritableError",
-    "complete_record",
-    "partition_of",
+    "CHANNEL_PREFIX", "MAX_ASKED", "MAX_KEY_CHARS", "MAX_PAYLOAD_BYTES", "PARTITIONS", "AggregateRow", "Alert",
+    "CreditAsk", "CreditLine", "CreditRow", "CreditUse", "DeadLetter", "DeadWorkerError", "DrawRequest",
+    "Drawn", "Entry", "Item", "KeyRow", "Lease", "Operation", "Outcome", "Place", "Promotion", "Settled",
+    "Settlement", "ShortCreditError", "SpendRow", "StaleFormsError", "Store", "Totals", "UnwritableError",
+    "complete_record", "partition_of",
 ]
+# fmt: on
 
 
 class StaleFormsError(StoreError):
@@ -100,6 +76,8 @@ class Store(ABC):
     """A ledger. See the module's docstring for what all methods promise."""
 
     url: str
+    lost_holds = 0
+    """How many holds the heartbeats sent from here have found lost."""
     for_copy = False
     """Open also what is marked as the target of an unfinished copy, see `copying`."""
 
@@ -247,11 +225,20 @@ class Store(ABC):
     async def budgets(self) -> list[Budget]:
         """All stored budgets, by key."""
 
-    @abstractmethod
     async def status(
         self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
     ) -> list[BudgetState]:
         """The lines that bind a call with these matches, now. Holds nothing. Missing windows are computed."""
+        (states,) = await self.status_of((matches,), windows, rate)
+        return states
+
+    @abstractmethod
+    async def status_of(
+        self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[list[BudgetState]]:
+        """`status` of several calls, each for itself, at one moment and in one operation of the engine. Raises
+        ValueError for more than `MAX_ASKED`.
+        """
 
     @abstractmethod
     async def put_key(self, row: KeyRow) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..admission import (
     Admission,
@@ -46,7 +47,7 @@ from .lines import lines_of, state_of
 from .memory_items import ItemBook
 from .memory_ledger import MemoryLedger
 from .rows import EVER_S
-from .rules import check_channels, check_sinks
+from .rules import check_asked, check_channels, check_sinks
 
 
 class MemoryStore(Store):
@@ -114,7 +115,9 @@ class MemoryStore(Store):
         return self._operations.overdue(limit, self._clock())
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
-        return self._ledger.heartbeat(worker, ttl_s, self._clock())
+        alive = self._ledger.heartbeat(worker, ttl_s, self._clock())
+        self.lost_holds = self._book.lost
+        return alive
 
     # Credit ---------------------------------------------------------------------------------------------------------
 
@@ -143,13 +146,17 @@ class MemoryStore(Store):
     async def budgets(self) -> list[Budget]:
         return self._budgets.all()
 
-    async def status(
-        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
-    ) -> list[BudgetState]:
+    async def status_of(
+        self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[list[BudgetState]]:
+        check_asked(asked)
         now_s = self._clock()
         read = self._ledger.reader(now_s)
-        lines = lines_of(matches, self._budgets.terms, windows, now_s, rate, self._book.crowding, compute=True)
-        return [state_of(line, read(line.counter)) for line in lines]
+        lines = partial(lines_of, stored=self._budgets.terms, windows=windows, at_s=now_s, rate=rate, compute=True)
+        return [
+            [state_of(line, read(line.counter)) for line in lines(matches, crowding=self._book.crowding)]
+            for matches in asked
+        ]
 
     async def put_key(self, row: KeyRow) -> None:
         if self._key_ids.get(row.sha256, row.id) != row.id:

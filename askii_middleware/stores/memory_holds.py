@@ -58,6 +58,8 @@ class HoldBook:
         self._seats: dict[str, set[str]] = {}
         """By shared counter: the values' own ones that stand beside it."""
         self._deadlines: list[tuple[float, str]] = []
+        self.lost = 0
+        """How many were ever found lost."""
         self._fading: dict[str, deque[str]] = {"released": deque(), "expired": deque(), "lost": deque()}
         """Call ids whose hold no longer counts, in the order in which they will be forgotten."""
 
@@ -212,6 +214,7 @@ class HoldBook:
             for call_id, hold in self.holds.items():
                 if hold.worker == name and hold.state in ("held", "expired"):
                     self.fade(call_id, "lost", now_s)
+                    self.lost += 1
             del self.workers[name]
             self.drawn.pop(name, None)
             self._buried[name] = now_s

@@ -324,6 +324,8 @@ EVER_S = 1e15
 """Of tenants, in every outbox. Fixed: records keep the partition they were written to."""
 CHANNEL_PREFIX = "alert:"
 """What the names of alert channels begin with, so that they have leases as sinks do and are none."""
+MAX_ASKED = 1000
+"""Calls whose budgets are looked up at once."""
 MAX_KEY_CHARS = 512
 MAX_PAYLOAD_BYTES = 1 << 16
 

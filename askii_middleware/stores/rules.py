@@ -23,6 +23,7 @@ from ..budgets import Budget, Scope
 from ..currency import MAX_NANO_USD, PICO
 from .base import (
     CHANNEL_PREFIX,
+    MAX_ASKED,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
     CreditAsk,
@@ -264,6 +265,12 @@ def check_amount(nano_usd: int, what: str, *, least: int = -MAX_NANO_USD) -> int
             f"{what}: {nano_usd} nano-USD is outside {least} to {MAX_NANO_USD}, which is all a counter can hold"
         )
     return nano_usd
+
+
+def check_asked(asked: Sequence[object]) -> None:
+    """Raise ValueError where an operation would take too long for those who wait for it."""
+    if len(asked) > MAX_ASKED:
+        raise ValueError(f"{len(asked)} calls are more than the {MAX_ASKED} that can be looked up at once")
 
 
 def check_operation(operation: Operation) -> None:

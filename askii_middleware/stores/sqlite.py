@@ -41,8 +41,8 @@ from .base import (
 )
 from .copying import unfinished_error
 from .rows import EVER_S
-from .rules import check_channels, check_sinks, form_of, hours
-from .sqlite_counters import status
+from .rules import check_asked, check_channels, check_sinks, form_of, hours
+from .sqlite_counters import status_of
 from .sqlite_database import Database
 from .sqlite_schema import is_unfinished
 from .sqlite_sql import SQL
@@ -132,7 +132,7 @@ class SQLiteStore(Store):
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
         alive = await self._db.write(lambda db: ledger.beat(db, worker, ttl_s, self._clock()))
-        await self._db.write_aside(lambda db: ledger.tend(db, self._clock()))
+        self.lost_holds += await self._db.write_aside(lambda db: ledger.tend(db, self._clock()))
         return alive
 
     # Credit ---------------------------------------------------------------------------------------------------------
@@ -161,10 +161,12 @@ class SQLiteStore(Store):
         rows = await self._db.read_aside(lambda db: db.execute(SQL["budgets"]).fetchall())
         return [_budget(row[0]) for row in rows]
 
-    async def status(
-        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
-    ) -> list[BudgetState]:
-        return await self._db.read(lambda db: status(db, matches, windows, rate, self._clock()))
+    async def status_of(
+        self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[list[BudgetState]]:
+        check_asked(asked)
+        read = self._db.read if len(asked) <= 1 else self._db.read_aside
+        return await read(lambda db: status_of(db, asked, windows, rate, self._clock()))
 
     async def put_key(self, row: KeyRow) -> None:
         await self._db.write(lambda db: _put_key(db, row))

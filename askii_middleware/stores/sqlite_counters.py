@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import msgspec
@@ -55,17 +56,23 @@ def find_hold(db: sqlite3.Connection, call_id: str) -> Hold | None:
     return None if row is None else Hold(*row)
 
 
-def status(
+def status_of(
     db: sqlite3.Connection,
-    matches: tuple[Match, ...],
+    asked: Sequence[tuple[Match, ...]],
     windows: Mapping[str, tuple[Window, Window]],
     rate: tuple[int, int],
     now_s: float,
-) -> list[BudgetState]:
-    """See `Store.status`."""
-    lines = lines_of(matches, terms(db, [matches]), windows, now_s, rate, crowding(db), compute=True)
-    read = present_reader(db, now_s)
-    return [state_of(line, read(line.counter)) for line in lines]
+) -> list[list[BudgetState]]:
+    """See `Store.status_of`."""
+    stored, places = terms(db, asked), crowding(db)
+    read = cache(present_reader(db, now_s))
+    return [
+        [
+            state_of(line, read(line.counter))
+            for line in lines_of(matches, stored, windows, now_s, rate, places, compute=True)
+        ]
+        for matches in asked
+    ]
 
 
 def reader(db: sqlite3.Connection, now_s: float, away: Mapping[str, int]) -> Callable[[str], Amounts]:

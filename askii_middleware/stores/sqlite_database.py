@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from ..errors import StoreError
+from ..log_fields import fields
 from .sqlite_errors import BusyError, explain, translate
 from .sqlite_groups import Courtesy, Queue, Waiting, run_group
 from .sqlite_schema import configure, prepare
@@ -343,7 +344,12 @@ class Database:
         except BusyError:
             pass  # somebody else writes and does that
         except (sqlite3.Error, StoreError) as error:
-            logger.warning("the checkpoint of %s failed and will be tried again: %s", self.path, error)
+            logger.warning(
+                "the checkpoint of %s failed and will be tried again: %s",
+                self.path,
+                error,
+                extra=fields("checkpoint_failed"),
+            )
 
 
 async def _done(result: T) -> T:

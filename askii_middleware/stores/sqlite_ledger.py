@@ -276,10 +276,13 @@ def beat(db: sqlite3.Connection, worker: str, ttl_s: float, now_s: float) -> boo
     return True
 
 
-def tend(db: sqlite3.Connection, now_s: float) -> None:
-    """Bury the workers whose lease has run out, and delete a bounded number of rows that nobody asks for any more."""
+def tend(db: sqlite3.Connection, now_s: float) -> int:
+    """Bury the workers whose lease has run out, and delete a bounded number of rows that nobody asks for any more.
+    Returns how many holds were found lost.
+    """
+    lost = 0
     for (worker,) in db.execute(SQL["dead"], (now_s,)).fetchall():
-        db.execute(SQL["lose"], (worker, now_s + COUNTER_S))
+        lost += db.execute(SQL["lose"], (worker, now_s + COUNTER_S)).rowcount
         db.execute(SQL["unhold"], (worker,))
         db.execute(SQL["bury"], (worker, now_s))
     db.execute(SQL["prune_holds"], (now_s,))
@@ -289,3 +292,4 @@ def tend(db: sqlite3.Connection, now_s: float) -> None:
     db.execute(SQL["prune_seats"], (now_s - COUNTER_S,))
     db.execute(SQL["prune_alerts"], (now_s - COUNTER_S, now_s - UNUSED_S))
     db.execute(SQL["prune_workers"], (now_s - COUNTER_S,))
+    return lost

@@ -23,7 +23,7 @@ from ..base import (
     StaleFormsError,
     UnwritableError,
 )
-from ..rules import check_draw, check_operation
+from ..rules import check_asked, check_draw, check_operation
 from . import wire
 from .budgets import PostgresBudgets
 from .together import Together
@@ -159,7 +159,7 @@ class PostgresLedger(PostgresBudgets):
             dead = await self._call("dead_worker", self._now())
             if dead is None:
                 break
-            await self._call("bury_worker", self._now(), dead)
+            self.lost_holds += await self._call("bury_worker", self._now(), dead)
         await self._call("tend", self._now())
         return alive
 
@@ -184,14 +184,15 @@ class PostgresLedger(PostgresBudgets):
 
     # Reading ------------------------------------------------------------------------------------------------------
 
-    async def status(
-        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
-    ) -> list[BudgetState]:
+    async def status_of(
+        self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[list[BudgetState]]:
+        check_asked(asked)
         known = dict(windows)
 
         async def ask() -> wire.Answer:
             for _ in range(2):
-                request, missing = wire.status(matches, known, rate, self._terms)
+                request, missing = wire.status(asked, known, rate, self._terms)
                 answer = wire.decode_answer(await self._call("status", self._now(), self._terms.version, request))
                 if answer[0] != "windows":
                     break

@@ -43,7 +43,7 @@ decode_answer: Callable[[bytes], Answer] = msgspec.json.Decoder(Answer).decode
 decode_answers: Callable[[bytes], list[Answer]] = msgspec.json.Decoder(list[Answer]).decode
 decode_admission = msgspec.json.Decoder(Admission).decode
 decode_extension = msgspec.json.Decoder(Extension).decode
-decode_states = msgspec.json.Decoder(list[BudgetState]).decode
+decode_states = msgspec.json.Decoder(list[list[BudgetState]]).decode
 decode_drawn = msgspec.json.Decoder(Drawn).decode
 decode_credits = msgspec.json.Decoder(list[CreditRow]).decode
 decode_operation = msgspec.json.Decoder(Operation).decode
@@ -210,14 +210,15 @@ def promote(promotion: Promotion) -> bytes:
 
 
 def status(
-    matches: tuple[Match, ...], windows: Windows, rate: tuple[int, int], terms: TermsCopy
+    asked: Sequence[tuple[Match, ...]], windows: Windows, rate: tuple[int, int], terms: TermsCopy
 ) -> tuple[bytes, set[str]]:
     """The request, and all windows it needs."""
-    plans = [terms.plan(match, _ANY_WINDOW, rate) for match in matches]
-    needed = {line.window for lines, _ in plans for line in lines}
+    plans = {id(match): terms.plan(match, _ANY_WINDOW, rate) for matches in asked for match in matches}
+    places = {match: place for place, match in enumerate(plans)}
+    needed = {line.window for lines, _ in plans.values() for line in lines}
     request = {
-        "candidates": [(0, None, list(range(len(plans))))],
-        "matches": [raw for _, raw in plans],
+        "candidates": [(0, None, [places[id(match)] for match in matches]) for matches in asked],
+        "matches": [raw for _, raw in plans.values()],
         "windows": {name: windows[name] for name in needed if name in windows},
     }
     return encode(request), needed

@@ -70,7 +70,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_drawn = msgspec.msgpack.Decoder(_Drawn).decode
 _decode_admission = msgspec.msgpack.Decoder(_Admission).decode
 _decode_extension = msgspec.msgpack.Decoder(_Extension).decode
-_decode_states = msgspec.msgpack.Decoder(list[_State]).decode
+_decode_states = msgspec.msgpack.Decoder(list[list[_State]]).decode
 _REASONS: dict[str, Reason | None] = {"": None, "held": "held", "spent": "spent"}
 
 
@@ -175,8 +175,8 @@ def extension(answer: Any) -> Extension:
     )
 
 
-def states(answer: bytes) -> list[BudgetState]:
-    return [_state(told) for told in _decode_states(answer)]
+def states(answer: bytes) -> list[list[BudgetState]]:
+    return [[_state(told) for told in part] for part in _decode_states(answer)]
 
 
 def settled(answer: list[bytes]) -> Settled | UnwritableError:

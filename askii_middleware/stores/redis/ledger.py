@@ -21,7 +21,7 @@ from ..base import (
     StaleFormsError,
     UnwritableError,
 )
-from ..rules import check_operation
+from ..rules import check_asked, check_operation
 from . import answers, requests
 from .base import RedisBase
 
@@ -31,6 +31,8 @@ _TRIES = 5
 
 class RedisLedger(RedisBase):
     """The operations on money. `load_terms` is the budgets' part of the store."""
+
+    lost_holds = 0
 
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None, timeout_s: float = 5.0) -> None:
         super().__init__(url, clock=clock, timeout_s=timeout_s)
@@ -127,7 +129,9 @@ class RedisLedger(RedisBase):
         return [answers.operation(row) for row in await self._run("overdue", (max(limit, 0),))]
 
     async def heartbeat(self, worker: str, ttl_s: float) -> bool:
-        return bool(await self._run("heartbeat", (worker, float(ttl_s))))
+        alive, lost = await self._run("heartbeat", (worker, float(ttl_s)))
+        self.lost_holds += lost
+        return bool(alive)
 
     async def draw(self, request: DrawRequest) -> Drawn:
         return answers.drawn(await self._decide("draw", lambda: self._planner.draw(request)))
@@ -144,12 +148,13 @@ class RedisLedger(RedisBase):
     async def reclaim(self, scope: str | None = None) -> list[CreditRow]:
         return answers.credit_rows(await self._run("reclaim", () if scope is None else (scope,)))
 
-    async def status(
-        self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
-    ) -> list[BudgetState]:
+    async def status_of(
+        self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
+    ) -> list[list[BudgetState]]:
+        check_asked(asked)
         at_s = time.time() if self._clock is None else self._clock()
         for _ in range(_TRIES):
-            answer = await self._decide("status", partial(self._planner.status, matches, windows, rate, at_s))
+            answer = await self._decide("status", partial(self._planner.status, asked, windows, rate, at_s))
             if type(answer) is bytes:
                 return answers.states(answer)
             if answer[0] != b"window":

@@ -118,9 +118,14 @@ class Planner:
         )
         return packed, record[:-1]
 
-    def status(self, matches: Sequence[Match], windows: Windows, rate: tuple[int, int], at_s: float) -> bytes:
+    def status(self, asked: Sequence[tuple[Match, ...]], windows: Windows, rate: tuple[int, int], at_s: float) -> bytes:
+        """Most matches are those of several calls, such as the global one: each plan travels once."""
+        matches = list({id(match): match for matches in asked for match in matches}.values())
+        numbers = {id(match): number for number, match in enumerate(matches, 1)}
         plans, spans = self._at(matches, windows, at_s, rate)
-        return _written((self.terms.version, spans, plans))
+        return _written(
+            (self.terms.version, spans, plans, [[numbers[id(match)] for match in matches] for matches in asked])
+        )
 
     def _at(
         self, matches: Sequence[Match], windows: Windows, at_s: float, rate: tuple[int, int]

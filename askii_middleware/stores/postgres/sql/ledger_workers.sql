@@ -14,16 +14,18 @@ END
 $$;
 
 -- Bury a worker whose heartbeat has run out: it has no row in state 'held' any more and holds nothing on any counter.
-CREATE OR REPLACE FUNCTION bury(p_worker text, p_now_s double precision) RETURNS void
+-- Answers how many holds are lost with it.
+CREATE OR REPLACE FUNCTION bury(p_worker text, p_now_s double precision) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     v_counters text[];
     v_ends bigint[];
+    v_lost bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('askii worker ' || p_worker, 0));
     UPDATE workers SET buried_s = p_now_s WHERE worker = p_worker AND alive_until_s <= p_now_s AND buried_s IS NULL;
     IF NOT FOUND THEN
-        RETURN;
+        RETURN 0;
     END IF;
     -- Through the index on state: settled calls are not here, so this walks the open calls only.
     PERFORM FROM holds WHERE state IN ('held', 'expired') AND worker = p_worker ORDER BY call_id FOR UPDATE;
@@ -31,8 +33,10 @@ BEGIN
     PERFORM lock_counters(v_counters, v_ends);
     UPDATE holds SET state = 'lost', until_s = p_now_s + 8 * 86400
     WHERE state IN ('held', 'expired') AND worker = p_worker;
+    GET DIAGNOSTICS v_lost = ROW_COUNT;
     DELETE FROM counters WHERE counter = ANY (v_counters) AND worker = p_worker;
     DELETE FROM draws WHERE holder = p_worker;
+    RETURN v_lost;
 END
 $$;
 
@@ -43,7 +47,7 @@ LANGUAGE sql SET search_path FROM CURRENT AS $$
     ORDER BY worker LIMIT 1
 $$;
 
-CREATE OR REPLACE FUNCTION bury_worker(p_now_s double precision, p_worker text) RETURNS void
+CREATE OR REPLACE FUNCTION bury_worker(p_now_s double precision, p_worker text) RETURNS bigint
 LANGUAGE sql SET search_path FROM CURRENT AS $$
     SELECT bury(p_worker, now_or(p_now_s))
 $$;
@@ -106,7 +110,7 @@ LANGUAGE sql STABLE AS $$
     )
 $$;
 
--- The lines of matches now: [NULL, [BudgetState, ...]], [stale], or ["windows", now] where one is missing.
+-- The lines of each candidate now: [NULL, [[BudgetState, ...], ...]], [stale], or ["windows", now] where one is missing.
 CREATE OR REPLACE FUNCTION status(p_now_s double precision, p_budgets bigint, p_request jsonb) RETURNS json
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
@@ -121,6 +125,12 @@ BEGIN
         RETURN json_build_array('windows', v_now_s);
     END IF;
     v_lines := merged(seated(v_lines), v_now_s, NULL);
-    RETURN json_build_array(NULL, states(v_lines, 0));
+    RETURN json_build_array(NULL, (
+        SELECT coalesce(json_agg(coalesce(found.states, '[]') ORDER BY number), '[]')
+        FROM generate_series(0, jsonb_array_length(p_request -> 'candidates') - 1) AS number
+        LEFT JOIN (
+            SELECT cand, json_agg(state_of(l) ORDER BY l.place) AS states FROM unnest(v_lines) AS l GROUP BY cand
+        ) AS found ON found.cand = number
+    ));
 END
 $$;

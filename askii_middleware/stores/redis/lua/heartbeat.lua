@@ -7,7 +7,8 @@
 -- Allowed where memory is full: it takes next to nothing, and is what frees old rows; and a full server must not make
 -- every worker look dead.
 --
--- ARGV[2]: worker; ARGV[3]: how long it lives from now (s). Answers 1, or 0 where its heartbeat had run out before.
+-- ARGV[2]: worker; ARGV[3]: how long it lives from now (s). Answers 1, or 0 where its heartbeat had run out
+-- before, and how many holds were found lost.
 -- include: holds.lua
 -- include: operations.lua
 local LOST_AT_ONCE, PRUNED_AT_ONCE, DAY_S = 2000, 1000, 86400
@@ -23,7 +24,7 @@ if is_living then
     redis.call('ZADD', P .. 'workers', seconds(now + ttl_s), worker)
 end
 
-local left = LOST_AT_ONCE
+local left, lost = LOST_AT_ONCE, 0
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now_text)) do
     redis.call('ZADD', P .. 'buried', 'NX', now_text, name)
     local calls = left > 0 and redis.call('SPOP', P .. 'w:' .. name, left) or {}
@@ -31,6 +32,7 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now_te
         local hold = find_hold(call_id)
         if hold and (hold.state == 'held' or hold.state == 'expired') then
             fade(hold, 'lost')
+            lost = lost + 1
         end
     end
     left = left - #calls
@@ -63,4 +65,4 @@ for _, counter in ipairs(due('ending', now, PRUNED_AT_ONCE)) do
         redis.call('SREM', P .. 'credits', counter)
     end
 end
-return is_living and 1 or 0
+return { is_living and 1 or 0, lost }
