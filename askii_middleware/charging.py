@@ -206,7 +206,8 @@ class Charging(ABC):
         provider: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> UsageRecord:
-        """Charge a call that has already happened. No budget can refuse it. The same `call_id` charges once.
+        """Charge a call that has already happened, and tell it on the current span. No budget can refuse it. The same
+        `call_id` charges once.
 
         Where the ledger is away the charge waits in the journal; the record then has no `askii_coins` yet. Raises
         UnknownModelError, ValueError for counts that are none, and StoreError where the charge would find no place.
@@ -229,6 +230,9 @@ class Charging(ABC):
         if conclusion.billed.nano_usd > MAX_NANO_USD:
             raise ValueError(f"{conclusion.billed.nano_usd} nano-USD are more than a charge can be ({MAX_NANO_USD})")
         record, settled = await self._charge(call, conclusion, None)
+        if settled is None or not settled.duplicate:
+            self.tracing.admitted(call)
+            self.tracing.concluded(call, conclusion)
         if settled is None:
             return record
         return msgspec.structs.replace(record, late=settled.late, askii_coins=settled.coins)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from .cli import show
-from .delivery_age import DESPITE_AGE, TOO_OLD
+from .delivery_age import DESPITE_AGE, TOO_OLD, oldest_s
 from .errors import AskiiError, ConfigurationError
 from .registrations import forget
 from .settings import Settings, load_settings
@@ -27,15 +27,6 @@ ALL = 10_000_000
 """More than an outbox can have."""
 COUNTED = 1000
 """Dead letters come with their records: beyond so many they are not counted."""
-_LOOKED_AT = 50
-"""Entries of each partition among which the oldest is looked for; they come nearly in the order of their age."""
-
-
-class _Dated(msgspec.Struct):
-    timestamp: str = ""
-
-
-_dated = msgspec.json.Decoder(_Dated).decode
 
 
 async def run_action(action: str, arguments: argparse.Namespace) -> int:
@@ -56,13 +47,13 @@ async def _status(store: Store, settings: Settings, arguments: argparse.Namespac
     now_s = time.time()
     rows = []
     for sink, pending in sorted((await store.pending()).items()):
-        oldest_s = await _oldest_s(store, sink) if pending else None
+        since_s = await oldest_s(store, sink) if pending else None
         rows.append(
             {
                 "sink": sink,
                 "configured": sink in settings.sinks.places,
                 "pending": pending,
-                "oldest_age_s": None if oldest_s is None else max(round(now_s - oldest_s), 0),
+                "oldest_age_s": None if since_s is None else max(round(now_s - since_s), 0),
                 "dead": _counted(await store.dead_letters(sink, COUNTED)),
                 **await _delivery(store, sink, now_s),
             }
@@ -85,19 +76,6 @@ async def _delivery(store: Store, sink: str, now_s: float) -> dict[str, Any]:
         "retry_at": _time(min(paused)) if paused else None,
         "leases": ", ".join(f"{owner} ({owners.count(owner)})" for owner in sorted(set(owners))) or None,
     }
-
-
-async def _oldest_s(store: Store, sink: str) -> float | None:
-    """The earliest admission among the first entries of each partition that may be sent now."""
-    entries = [entry for n in range(PARTITIONS) for entry in await store.fetch(sink, [n], _LOOKED_AT)]
-    return min((at_s for entry in entries if (at_s := _recorded_s(entry.record)) is not None), default=None)
-
-
-def _recorded_s(record: bytes) -> float | None:
-    try:
-        return datetime.fromisoformat(_dated(record).timestamp).timestamp()
-    except ValueError:  # msgspec's errors are of this kind
-        return None
 
 
 async def _retry(store: Store, _settings: Settings, arguments: argparse.Namespace) -> int:

@@ -12,10 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from .records import UsageRecord
 from .sinks.base import Traits
+from .stores.base import PARTITIONS
+
+if TYPE_CHECKING:
+    from .stores.base import Store
 
 CONFIRM_S: Final = 300.0
 """How long records have to look too old before they are taken for it."""
@@ -25,6 +31,28 @@ DESPITE_AGE: Final = "outbox-despite-age"
 """The kind of item that names a sink whose retried dead letters are sent whatever their age."""
 TOO_OLD: Final = "too old to be sent: "
 """What the reasons here begin with."""
+LOOKED_AT: Final = 100
+"""Entries among which the oldest is looked for; they come nearly in the order of their age."""
+
+
+class _Dated(msgspec.Struct):
+    timestamp: str = ""
+
+
+_dated = msgspec.json.Decoder(_Dated).decode
+
+
+async def oldest_s(store: Store, sink: str) -> float | None:
+    """The earliest moment of use among the records that a sink still waits for. None where there are none."""
+    entries = await store.fetch(sink, range(PARTITIONS), LOOKED_AT, early=True)
+    return min((at_s for entry in entries if (at_s := _used_s(entry.record)) is not None), default=None)
+
+
+def _used_s(record: bytes) -> float | None:
+    try:
+        return datetime.fromisoformat(_dated(record).timestamp).timestamp()
+    except ValueError:  # msgspec's errors are of this kind
+        return None
 
 
 @dataclass(slots=True)

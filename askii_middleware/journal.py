@@ -230,9 +230,13 @@ class Journal:
 
     def waiting(self) -> tuple[int, int]:
         """Entries and bytes in all journals of this prefix, those of other processes too."""
+        names = {f"{self.path.name}.{number}" for number in range(MAX_FILES)}
         entries = size = 0
-        for number in range(MAX_FILES):
-            with suppress(OSError), self.path.with_name(f"{self.path.name}.{number}").open("rb") as file:
+        found: list[Path] = []
+        with suppress(OSError):  # a folder that is not there, or not ours to read, has none
+            found = [path for path in self.path.parent.iterdir() if path.name in names]
+        for path in found:
+            with suppress(OSError), path.open("rb") as file:
                 while block := file.read(1 << 20):
                     used = block.partition(b"\0")[0]
                     entries += used.count(b"\n")

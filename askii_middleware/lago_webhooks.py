@@ -21,7 +21,7 @@ from .lago_effects import TYPES, Effect, read_effect
 from .lago_memory import REMEMBER_S, WebhookMemory
 from .lago_signatures import FetchKey, HmacVerifier, JwtVerifier, Verifier
 from .lifespan import run_lifespan
-from .log_fields import fields
+from .log_fields import fields, shown
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -231,7 +231,7 @@ class LagoWebhooks:
     async def _have(self, type_: str, effect: Effect) -> None:
         book = self._tracker.tenants
         if effect.action == "alert":
-            logger.warning("Lago alert %s", effect.text, extra=fields("lago_alert"))
+            logger.warning("Lago alert %s", shown(effect.text), extra=fields("lago_alert"))
             return
         assert effect.about is not None
         if effect.action == "lift":
@@ -243,7 +243,7 @@ class LagoWebhooks:
             if not tenants:
                 logger.warning(
                     "Lago's %s names nobody we know: %s",
-                    *(type_, effect.text),
+                    *(type_, shown(effect.text)),
                     extra=fields("webhook_unmapped", type=type_),
                 )
         for tenant in tenants:

@@ -75,7 +75,7 @@ class EventLog:
         self._failed[operation] = 0
         store_logger.warning(
             "%s: the store did not take its %s (%s); further ones are counted for a minute",
-            "this worker" if call_id is None else f"call {call_id}",
+            "this worker" if call_id is None else f"call {shown(call_id)}",
             operation,
             str(error) or type(error).__name__,
             extra=fields("store_failed", operation=operation, call_id=call_id, error_type=type(error).__name__),
@@ -129,7 +129,7 @@ def log_charge(call: Call, cost_nano_usd: int) -> None:
         usd, coins = nano_to_usd_text(cost_nano_usd), nano_to_coins_text(cost_nano_usd, call.rate)
         money_logger.debug(
             "call %s: %s USD = %s Askii Coins at %r coins per USD",
-            call.id,
+            shown(call.id),
             usd,
             coins,
             call.rate.value,

@@ -7,12 +7,16 @@ because a counter that moved would seem to start anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 from prometheus_client import Counter as _Counter
 from prometheus_client import Histogram as _Histogram
 from prometheus_client.samples import Sample
+
+from .exposition import Family, escaped, series
 
 OTHER = "other"
 LABELS = ("tenant_id", "model")
@@ -35,11 +39,13 @@ Admits = Callable[[str, Values, int], bool]
 
 
 def label(value: str, most: int = MAX_LABEL_BYTES) -> str:
-    """Text that the exposition can hold. What has to be changed for that ends in a digest of the whole, so that two
-    values never become one: twice the same series would make all of a scrape unreadable.
+    """Text that the exposition can hold. What has to be changed for that ends in a digest of the whole, as does what
+    looks like that, so that two values never become one: twice the same series would make all of a scrape unreadable.
     """
+    if len(value) <= most and value.isascii() and escaped(value) == value:
+        return value
     text = value.encode(errors="replace").decode()
-    if text == value and _escaped_size(text) <= most:
+    if text == value and _escaped_size(text) <= most and not _DIGEST.search(text):
         return text
     mark = f"…{blake2b(value.encode(errors='surrogatepass'), digest_size=4).hexdigest()}"
     room = most - len(mark.encode())
@@ -49,12 +55,28 @@ def label(value: str, most: int = MAX_LABEL_BYTES) -> str:
     return text + mark
 
 
+_DIGEST = re.compile(r"…[0-9a-f]{8}\Z")
+
+
 def _escaped_size(text: str) -> int:
     return len(text.encode()) + text.count("\\") + text.count('"') + text.count("\n")
 
 
 class Counter(_Counter):
     """Without the moments at which series were created, which would double what is sent."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._written = series(f"{self._name}_total", dict(zip(self._labelnames, self._labelvalues, strict=True)))
+
+    def family(self) -> Family:
+        """What `collect` tells, without making and naming every sample anew: a scrape has thousands."""
+        children: list[Any] = [self]
+        if self._labelnames:
+            with self._lock:
+                children = list(self._metrics.values())
+        told = [(each._written, each._value.get(), each._value.get_exemplar()) for each in children]  # noqa: SLF001
+        return Family(self._name, "counter", self._documentation, told)
 
     def _child_samples(self) -> Iterable[Sample]:
         return (Sample("_total", {}, self._value.get(), None, self._value.get_exemplar()),)

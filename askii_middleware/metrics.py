@@ -7,11 +7,13 @@ seconds, because a call should not pay for a dozen locked counters.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Exemplar
@@ -36,6 +38,8 @@ _Key = tuple[tuple[str, ...], str, str]
 """Model and tenant as they are shown, outcome, and API."""
 HAND_OVER_S = 1.0
 """With several workers: until their files have what was counted, for whichever of them is scraped."""
+LEDGER_S = 5.0
+"""How long a scrape waits for the ledger: scrapers give up after 10 s, and then nothing is known, not even that."""
 
 
 class _Durations:
@@ -43,9 +47,9 @@ class _Durations:
 
     def __init__(self, histogram: Histogram, phase: str) -> None:
         self._child = histogram.labels(phase)
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self._counts = [0] * (len(OVERHEAD_BUCKETS) + 1)
         self._calls: list[tuple[str, float] | None] = [None] * len(self._counts)
         self._sum = 0.0
@@ -59,7 +63,7 @@ class _Durations:
     def flush(self) -> None:
         """The client library observes one value at a time only; its buckets take sums just as well."""
         counts, calls, total = self._counts, self._calls, self._sum
-        self._forget()
+        self.forget()
         for bucket, count, last in zip(self._child._buckets, counts, calls, strict=True):  # noqa: SLF001
             if count:
                 bucket.inc(count)
@@ -85,7 +89,14 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._directory = directory()
         series = Series() if self._directory is None else SharedSeries(self._directory)
-        folded = Counter("askii_series_folded", "Label sets folded into 'other'", ("metric",), registry=self.registry)
+        self._counters: list[Counter] = []
+
+        def counter(name: str, text: str, *names: str) -> Counter:
+            made = Counter(name, text, names, registry=self.registry)
+            self._counters.append(made)
+            return made
+
+        folded = counter("askii_series_folded", "Label sets folded into 'other'", "metric")
         folding = partial(
             Folding,
             limit=max_series,
@@ -95,13 +106,10 @@ class Metrics:
         )
 
         def bounded(name: str, text: str, *names: str) -> Children:
-            return Children(Counter(name, text, names, registry=self.registry), folding(name, names))
+            return Children(counter(name, text, *names), folding(name, names))
 
         def placed(name: str, text: str, *names: str) -> Children:
-            return Children(Counter(name, text, names, registry=self.registry))
-
-        def plain(name: str, text: str) -> Counter:
-            return Counter(name, text, registry=self.registry)
+            return Children(counter(name, text, *names))
 
         self._max_series = max_series
         self._place = folding("llm", ("model", "tenant_id"))
@@ -114,7 +122,7 @@ class Metrics:
         self._fallbacks = bounded(
             "askii_fallbacks", "Calls moved to another model", "requested_model", "served_model", "reason"
         )
-        self._clamped = plain("askii_clamped_calls", "Calls whose output limit was lowered to fit a budget")
+        self._clamped = counter("askii_clamped_calls", "Calls whose output limit was lowered to fit a budget")
         self._cut = bounded("askii_cut_streams", "Calls that were ended on the way for want of room", "api")
         self._shadowed = bounded("askii_shadow", "Calls in shadow that would have gone otherwise", "outcome")
         self._flags = bounded(
@@ -130,20 +138,20 @@ class Metrics:
         self._store_errors = bounded("askii_store_errors", "Operations the store failed", "operation")
         self._unmetered = bounded("askii_unmetered", "Requests that passed unmetered", "path_class")
         self._bypasses = bounded("askii_bypasses", "Unmetered requests whose answers report token usage", "path_class")
-        self._late_identity = plain("askii_late_identity", "Calls whose tenant appeared after the application ran")
-        self._invalid_rates = plain("askii_invalid_exchange_rate", "Invalid values of the exchange rate seen")
-        self._lost_leases = plain("askii_lost_leases", "Times this worker's own heartbeat had run out")
-        self._lost_holds = plain("askii_lost_holds", "Calls of dead workers, whose end nobody saw")
+        self._late_identity = counter("askii_late_identity", "Calls whose tenant appeared after the application ran")
+        self._invalid_rates = counter("askii_invalid_exchange_rate", "Invalid values of the exchange rate seen")
+        self._lost_leases = counter("askii_lost_leases", "Times this worker's own heartbeat had run out")
+        self._lost_holds = counter("askii_lost_holds", "Calls of dead workers, whose end nobody saw")
         self._lost = 0
-        overhead = Histogram(
+        self._overhead = Histogram(
             "askii_overhead_seconds",
             "Time spent on a call besides the application",
             ("phase",),
             buckets=OVERHEAD_BUCKETS,
             registry=self.registry,
         )
-        self._admit_seconds = _Durations(overhead, "admit")
-        self._settle_seconds = _Durations(overhead, "settle")
+        self._admit_seconds = _Durations(self._overhead, "admit")
+        self._settle_seconds = _Durations(self._overhead, "settle")
         self._calls: dict[_Key, list[float]] = {}
         """Since the last flush: calls, input and output tokens, USD, coins, and the cost of the dearest call."""
         self._dearest: dict[_Key, str] = {}
@@ -151,6 +159,13 @@ class Metrics:
             max_series=max_series, show_tenants="tenant_id" in labels, show_models="model" in labels
         )
         self._workers = None if self._directory is None else WorkersMetrics(self._directory)
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Drop what was not handed over: in a forked process, because that is for the one that counted it to do."""
+        self._calls, self._dearest = {}, {}
+        self._admit_seconds.forget()
+        self._settle_seconds.forget()
 
     # What the tracker and the middleware report --------------------------------------------------------------------
 
@@ -290,19 +305,16 @@ class Metrics:
     # Scrape ---------------------------------------------------------------------------------------------------------
 
     async def refresh(self, tracker: CostTracker) -> None:
-        """Read the gauges; where the ledger is away there are none of its own, which is counted."""
-        ledger = True
+        """Read the gauges; where the ledger is away, or takes longer than `LEDGER_S`, there are none of its own, which
+        is counted.
+        """
         try:
-            await tracker.ready()
-        except StoreError:
-            ledger = False
-        try:
-            await self.gauges.read(tracker, ledger=ledger)
-        except StoreError:
-            ledger = False
-            await self.gauges.read(tracker, ledger=False)
-        if not ledger:
+            async with asyncio.timeout(LEDGER_S):
+                await tracker.ready()
+                await self.gauges.read(tracker)
+        except (StoreError, TimeoutError):
             self.store_error("scrape")
+            await self.gauges.read(tracker, ledger=False)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
@@ -311,8 +323,22 @@ class Metrics:
 
     def encoded(self, accept: str) -> tuple[bytes, str]:
         """As of the last `flush`: takes long, and may run in any thread."""
-        counted = self._workers.families() if self._workers is not None else families(self.registry.collect())
+        if self._workers is not None:
+            counted = self._workers.families()
+        else:
+            counted = [*(counter.family() for counter in self._counters), *families(self._overhead.collect())]
         found = [*counted, *self.gauges.found]
         if wants_open_metrics(accept):
             return open_metrics_text(found), OPEN_METRICS
         return plain_text(found), PLAIN
+
+
+_all: WeakSet[Metrics] = WeakSet()
+
+
+def _forked() -> None:
+    for metrics in _all:
+        metrics.forget()
+
+
+os.register_at_fork(after_in_child=_forked)

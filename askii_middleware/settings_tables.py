@@ -109,6 +109,12 @@ def _reveal(value: object) -> object:
     return value
 
 
+def _not_blank(secret: SecretStr) -> SecretStr:
+    if secret.get_secret_value().isspace():
+        raise ValueError("must not be blank")
+    return secret
+
+
 def _known_store(url: str) -> str:
     scheme, sign, _ = url.partition("://")
     if not sign or scheme not in STORE_SCHEMES:
@@ -176,7 +182,7 @@ RequestSeconds = Annotated[float, Number, Field(gt=0, le=11)]
 """For one request of a sink: a `send` needs up to twice that, and is cancelled after 22 s."""
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS), AfterValidator(_no_nul)]
-Secret = Annotated[SecretStr, BeforeValidator(_reveal), Field(min_length=1)]
+Secret = Annotated[SecretStr, BeforeValidator(_reveal), AfterValidator(_not_blank), Field(min_length=1)]
 WebUrl = Annotated[str, AfterValidator(_web_url)]
 HookUrl = Annotated[str, BeforeValidator(_reveal), AfterValidator(_hook_url)]
 Source = Annotated[str | Callable[..., Any], PlainValidator(_source)]

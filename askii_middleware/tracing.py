@@ -84,13 +84,6 @@ class Trace:
         """What was said of its end: to say it again costs as much as the first time."""
         self.outer = outer
 
-    def recording(self) -> Trace | None:
-        """The innermost that still records."""
-        trace: Trace | None = self
-        while trace is not None and not trace.span.is_recording():
-            trace = trace.outer
-        return trace
-
     def add(self, share: dict[str, float]) -> dict[str, float]:
         """The sums with this as the call's share, in place of what it was before."""
         for name, value in self.share.items():
@@ -120,7 +113,11 @@ class Tracing:
         span = self._current()
         if span is None or (call.trace is not None and call.trace.span is span):
             return
-        call.trace = Trace(span, self._sums.setdefault(span, {}), call.trace)
+        try:
+            sums = self._sums.setdefault(span, {})
+        except TypeError:  # a span that cannot be a key: each of its calls tells of itself alone
+            sums = {}
+        call.trace = Trace(span, sums, call.trace)
         spec = call.spec
         attributes = self._asked(call.id, call.identity, spec)
         provider = (call.price.provider if call.price is not None else None) or spec.provider
@@ -164,7 +161,9 @@ class Tracing:
 
     def concluded(self, call: Call, conclusion: Conclusion) -> None:
         """What a call comes to. The last word counts, if the span still records."""
-        trace = None if call.trace is None else call.trace.recording()
+        trace = call.trace
+        while trace is not None and not self._records(trace.span):
+            trace = trace.outer
         if trace is None:
             return
         verdict = conclusion.verdict
@@ -207,7 +206,16 @@ class Tracing:
         if get is None:
             return None
         span: Span = get()
-        return span if span.is_recording() else None
+        return span if self._records(span) else None
+
+    def _records(self, span: Span) -> bool:
+        """Spans are others' code: whatever they raise, here or below, no call and no charge is lost by it."""
+        try:
+            return span.is_recording()
+        except Exception:
+            if self._is_first_failure():
+                logger.exception("a span did not say whether it records; told once", extra=fields("span_failed"))
+            return False
 
     def _asked(self, call_id: str, identity: Identity, spec: CallSpec) -> Attributes:
         attributes: Attributes = {
@@ -224,15 +232,17 @@ class Tracing:
         return attributes
 
     def _set(self, span: Span, attributes: Attributes, *, error: str | None = None) -> None:
-        """Spans are others' code: whatever they raise, no call and no charge is lost by it."""
         try:
             span.set_attributes(attributes)
             if error is not None:
                 span.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR, error)
         except Exception:
-            if not self._failed:
-                self._failed = True
+            if self._is_first_failure():
                 logger.exception("a span did not take its attributes; told once", extra=fields("span_failed"))
+
+    def _is_first_failure(self) -> bool:
+        failed, self._failed = self._failed, True
+        return not failed
 
 
 def provider_name(provider: str, api: str) -> str:

@@ -216,14 +216,14 @@ class LedgerWriter:
         else:
             logger.warning(
                 "call %s: the store broke on its %s; it waits",
-                entry.call_id,
+                shown(entry.call_id),
                 operation,
                 exc_info=error,
                 extra=fields("store_broke", call_id=entry.call_id, operation=operation),
             )
         logger.debug(
             "call %s: its %s waits for the store",
-            entry.call_id,
+            shown(entry.call_id),
             operation,
             extra=fields("write_waits", call_id=entry.call_id, operation=operation),
         )
@@ -268,7 +268,7 @@ class LedgerWriter:
                 place = f"nowhere ({failure})"
         logger.error(
             "call %s: the ledger can never take what it cost (%s); kept in %s, to be booked by hand: %s",
-            entry.call_id,
+            shown(entry.call_id),
             _text(error),
             place,
             entry.bill,
@@ -368,7 +368,7 @@ class LedgerWriter:
             # A defect. If the store works otherwise, it will meet this entry in the same way for ever.
             logger.exception(
                 "call %s: the store broke on its charge",
-                entry.call_id,
+                shown(entry.call_id),
                 extra=fields("store_broke", call_id=entry.call_id, operation="replay"),
             )
             await bounded(self._store.ping(), self._timeout_s)

@@ -101,7 +101,7 @@ def test_status_tells_what_waits_since_when_and_what_was_refused(ledger: Path, a
     done = askii("status", "--json")
     assert done.status == 0
     forgotten, log = done.json
-    assert 600 <= log.pop("oldest_age_s") <= 630
+    assert 7198 <= log.pop("oldest_age_s") <= 7230  # also one that waits for its own moment
     assert log == {
         "sink": "log",
         "configured": True,

@@ -20,6 +20,7 @@ from askii_middleware import AskiiMiddleware, Budget
 from askii_middleware.errors import BudgetExceededError, StoreError
 from askii_middleware.log_fields import fields, shown
 from askii_middleware.logs import EventLog
+from askii_middleware.stores.base import UnwritableError
 from askii_middleware.stores.memory import MemoryStore
 from askii_middleware.tracker import CostTracker
 
@@ -254,6 +255,18 @@ async def test_a_charge_tells_usd_coins_and_rate_at_debug_only(
     ]
     text = f"call {call_id}: 0.000037 USD = 92.5 Askii Coins at 2500000.0 coins per USD"
     assert text in [record.getMessage() for record in caplog.records]
+
+
+async def test_a_callers_own_call_id_cannot_look_like_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="askii_middleware")
+    store = FaultyStore(MemoryStore())  # type: ignore[abstract]
+    async with CostTracker(store=store, prices=PRICES) as tracker:
+        store.faults["settle"] = ["ok", "fail", RuntimeError("defect"), UnwritableError("no")]
+        for number in range(4):
+            await tracker.record_usage("acme", "big", input_tokens=1, call_id=f"{number}\nERROR all is lost")
+    said = {getattr(line, "askii_event", "") for line in caplog.records}
+    assert {"converted", "write_waits", "store_failed", "charge_rejected"} <= said
+    assert [line.getMessage() for line in caplog.records if "\n" in line.getMessage()] == []
 
 
 # Formatters -----------------------------------------------------------------------------------------------------------

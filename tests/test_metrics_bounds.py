@@ -158,6 +158,17 @@ def test_names_that_differ_stay_different_however_alike_they_begin() -> None:
     assert len({label(name) for name in names}) == len(names)
 
 
+async def test_a_tenant_named_as_the_short_form_of_another_has_series_of_its_own(tmp_path: Path) -> None:
+    long = '"' * 200
+    async with opened("memory", tmp_path) as tracker:
+        for tenant, tokens in ((long, 10), (label(long), 20)):
+            await tracker.record_usage(tenant, "big", input_tokens=tokens)
+        body, _ = await exposition(tracker, "")
+    told = [line.rpartition(" ")[0] for line in body.decode().splitlines() if not line.startswith("#")]
+    assert len(set(told)) == len(told)
+    assert sum(name.startswith("budget_limit_usd") for name in told) == 2
+
+
 # The proof -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -116,5 +117,22 @@ async def test_a_store_that_fails_in_the_middle_of_a_scrape_leaves_no_half_of_it
             patch.setattr(tracker.store, "pending", away)
             found = await scrape(tracker)
         assert value(found, "askii_store_up") == 0
+        assert not [name for name, _ in found if name.startswith(("budget_", "askii_budget", "askii_outbox"))]
+        assert value(await scrape(tracker), "budget_limit_usd", tenant_id="acme") == 1
+
+
+async def test_a_ledger_that_is_too_slow_for_a_scrape_is_told_as_away_before_the_scraper_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("askii_middleware.metrics.LEDGER_S", 0.05)
+    store = faulty("memory", tmp_path, Clock())
+    async with make_tracker(store) as tracker:
+        await tracker.record_usage("acme", "big", input_tokens=10)
+        store.faults["status_of"] = ["hang"]
+        async with asyncio.timeout(5):
+            found = await scrape(tracker)
+        assert value(found, "askii_store_up") == 0
+        assert value(found, "askii_store_errors_total", operation="scrape") == 1
+        assert value(found, "llm_tokens_total", model="big", direction="input", tenant_id="acme") == 10
         assert not [name for name, _ in found if name.startswith(("budget_", "askii_budget", "askii_outbox"))]
         assert value(await scrape(tracker), "budget_limit_usd", tenant_id="acme") == 1

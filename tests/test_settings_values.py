@@ -244,6 +244,7 @@ def test_a_secret_that_cannot_be_found_names_the_setting(env: SetEnv, tmp_path: 
     assert refused(metrics_token=f"file:{tmp_path}/binary").endswith("is not UTF-8 text")
     for empty in ("", "env:EMPTY", f"file:{tmp_path}/empty"):
         assert refused(metrics_token=empty) == "metrics_token: must not be empty"
+    assert refused(metrics_token=" \t") == "metrics_token: must not be blank"
     assert refused(store="env:NOWHERE").startswith("store: the environment variable")
     lago = {"lago": {"url": "https://x", "api_key": "env:NOWHERE"}}
     assert refused(sinks=lago).startswith("sinks.lago.api_key: the environment variable")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.trace import SpanKind, StatusCode, use_span
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanKind, StatusCode, use_span
 
 from askii_middleware import Budget
 from askii_middleware.currency import NANO
@@ -303,19 +303,41 @@ async def test_traces_can_be_off(spans: Spans) -> None:
     assert spans.servers() == [{}]
 
 
+@pytest.mark.parametrize("method", ["set_attributes", "is_recording"])
 async def test_a_span_that_raises_costs_no_call_and_is_told_once(
-    book: Ledger, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    method: str, book: Ledger, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("broken")
 
     span = spans.tracer.start_span("own")
-    monkeypatch.setattr(span, "set_attributes", broken)
+    monkeypatch.setattr(span, method, broken)
     with use_span(span):
         await one_call(book)
         await one_call(book)
     assert [record.cost_nano_usd for record in await book.records()] == [37_000, 37_000]
     assert [getattr(line, "askii_event", None) for line in caplog.records] == ["span_failed"]
+
+
+async def test_a_span_that_cannot_be_a_key_costs_no_call_and_tells_of_it(book: Ledger) -> None:
+    class Plain(NonRecordingSpan):
+        __hash__ = None  # type: ignore[assignment]  # as of a dataclass
+
+        def __init__(self) -> None:
+            super().__init__(INVALID_SPAN_CONTEXT)
+            self.attributes: dict[str, Any] = {}
+
+        def is_recording(self) -> bool:
+            return True
+
+        def set_attributes(self, attributes: Any) -> None:
+            self.attributes.update(attributes)
+
+    span = Plain()
+    with use_span(span):
+        await one_call(book)
+    assert [record.cost_nano_usd for record in await book.records()] == [37_000]
+    assert span.attributes["askii.cost_usd"] == 37e-6
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2**53)), max_size=30))

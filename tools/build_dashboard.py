@@ -69,10 +69,10 @@ def build() -> str:
 
 
 def _summary() -> Iterator[Panel]:
-    yield _stat("Spend", f"sum(increase(llm_cost_usd_total{TENANT}[$__range]))", "currencyUSD", decimals=4)
-    yield _stat("Spend in Askii Coins", f"sum(increase(llm_cost_askii_coins_total{TENANT}[$__range]))", "short")
-    yield _stat("Tokens", f"sum(increase(llm_tokens_total{TENANT}[$__range]))", "short")
-    refused = 'sum(increase(askii_refusals_total{reason="spent"}[$__range])) or vector(0)'
+    yield _stat("Spend", _gained(f"llm_cost_usd_total{TENANT}"), "currencyUSD", decimals=4)
+    yield _stat("Spend in Askii Coins", _gained(f"llm_cost_askii_coins_total{TENANT}"), "short")
+    yield _stat("Tokens", _gained(f"llm_tokens_total{TENANT}"), "short")
+    refused = _gained('askii_refusals_total{reason="spent"}') + " or vector(0)"
     yield _stat("Refused: money spent", refused, "short", red_from=1).description(ALL_TENANTS)
     yield _stat("Budgets used up", f"count(({_used('tenant_id', 'budget')}) >= 0.99) or vector(0)", "short", red_from=1)
     yield _stat("Ledger", "min(askii_store_up)", "bool_on_off").thresholds(_steps(("red", None), ("green", 1)))
@@ -163,6 +163,8 @@ def _health() -> Iterator[Panel]:
         ("max by (sink) (askii_outbox_pending)", "{{sink}} waiting"),
         ("max by (sink) (askii_outbox_dead)", "{{sink}} dead"),
     )
+    oldest = ("max by (sink) (askii_outbox_oldest_seconds)", "{{sink}}")
+    yield _lines("Oldest record that waits", "s", oldest).description("Since the use it tells of; 0 where none waits.")
     events = f'sum by (sink, result) (rate(askii_sink_events_total{{result!="delivered"}}{RATE}))'
     yield _lines("Sink errors, records a second", "short", (events, "{{sink}} {{result}}"))
     trouble = (
@@ -187,6 +189,12 @@ ROWS: dict[str, Callable[[], Iterator[Panel]]] = {
     "Calls": _calls,
     "Health": _health,
 }
+
+
+def _gained(series: str) -> str:
+    """The sum of what counters have gained: increase() knows nothing of what one has when it first appears."""
+    first = f"sum(min_over_time({series}[$__range]) unless {series} offset $__range)"
+    return f"sum(increase({series}[$__range])) + ({first} or vector(0))"
 
 
 def _used(by: str, prefix: str, where: str = "") -> str:

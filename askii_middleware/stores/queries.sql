@@ -16,7 +16,11 @@ SELECT
 SELECT candidate, admitted_at_s, record FROM records WHERE call_id = ?
 
 -- name: terms
-SELECT limit_nano_usd, limit_coins, zone, enabled, soft, alert_at_ppm, max_values FROM budgets WHERE key = ?
+SELECT key, limit_nano_usd, limit_coins, zone, enabled, soft, alert_at_ppm, max_values FROM budgets WHERE key = ?
+
+-- name: terms_of
+SELECT budgets.key, limit_nano_usd, limit_coins, zone, enabled, soft, alert_at_ppm, max_values
+FROM json_each(?) AS asked CROSS JOIN budgets ON budgets.key = asked.value
 
 -- name: amounts
 -- Spent, and held: by workers that live, and all credit.
@@ -29,6 +33,18 @@ WHERE counter = ?1 AND (worker = '' OR EXISTS (
     SELECT 1 FROM workers
     WHERE workers.worker = counters.worker AND alive_until_s > ?2
 ))
+
+-- name: amounts_of
+-- The same for many counters.
+SELECT
+    asked.value,
+    coalesce(sum(nano_usd) FILTER (WHERE worker = ''), 0),
+    coalesce(sum(nano_usd) FILTER (WHERE worker <> ''), 0)
+        + coalesce((SELECT sum(granted - used) FROM credits WHERE credits.counter = asked.value), 0)
+FROM json_each(?1) AS asked LEFT JOIN counters ON counters.counter = asked.value AND (
+    worker = '' OR EXISTS (SELECT 1 FROM workers WHERE workers.worker = counters.worker AND alive_until_s > ?2)
+)
+GROUP BY asked.key
 
 -- name: lapsed
 -- Holds that a living worker let run past their deadline: `amounts` still counts them. Those of dead workers wait for

@@ -4,10 +4,10 @@ opened.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,13 +20,18 @@ _decode_shares = msgspec.json.Decoder(tuple[int, ...]).decode
 
 _HOLD = SQL["hold"]
 _AMOUNTS = SQL["amounts"]
+_AMOUNTS_OF = SQL["amounts_of"]
 _LAPSED = SQL["lapsed"]
 _SOME_LAPSED = SQL["some_lapsed"]
 _TERMS = SQL["terms"]
+_TERMS_OF = SQL["terms_of"]
 _CROWDING = SQL["crowding"]
 _SEAT = SQL["seat"]
 _SPENT = SQL["spent"]
 _TAKE = SQL["take"]
+
+FEW = 20
+"""Up to so many budgets are looked up one by one, which is faster then."""
 
 
 class Hold(NamedTuple):
@@ -65,14 +70,14 @@ def status_of(
 ) -> list[list[BudgetState]]:
     """See `Store.status_of`."""
     stored, places = terms(db, asked), crowding(db)
-    read = cache(present_reader(db, now_s))
-    return [
-        [
-            state_of(line, read(line.counter))
-            for line in lines_of(matches, stored, windows, now_s, rate, places, compute=True)
-        ]
-        for matches in asked
-    ]
+    told = [lines_of(matches, stored, windows, now_s, rate, places, compute=True) for matches in asked]
+    counters = dict.fromkeys(line.counter for lines in told for line in lines)
+    away = _away(db, now_s)
+    read = {
+        counter: (spent, held - away.get(counter, 0))
+        for counter, spent, held in db.execute(_AMOUNTS_OF, (json.dumps(list(counters)), now_s))
+    }
+    return [[state_of(line, read[line.counter]) for line in lines] for lines in told]
 
 
 def reader(db: sqlite3.Connection, now_s: float, away: Mapping[str, int]) -> Callable[[str], Amounts]:
@@ -87,27 +92,35 @@ def reader(db: sqlite3.Connection, now_s: float, away: Mapping[str, int]) -> Cal
 
 def present_reader(db: sqlite3.Connection, now_s: float) -> Callable[[str], Amounts]:
     """Reads counters without the holds that lapsed."""
+    return reader(db, now_s, _away(db, now_s))
+
+
+def _away(db: sqlite3.Connection, now_s: float) -> dict[str, int]:
+    """What the holds that lapsed come to on each counter."""
     some = db.execute(_SOME_LAPSED, (now_s,)).fetchone()[0]
-    return reader(db, now_s, on_counters((row[2], row[3]) for row in db.execute(_LAPSED, (now_s,))) if some else {})
+    return on_counters((row[2], row[3]) for row in db.execute(_LAPSED, (now_s,))) if some else {}
 
 
 def terms(db: sqlite3.Connection, matched: Iterable[tuple[Match, ...]]) -> dict[str, BudgetTerms]:
     """The stored budgets among those that may govern the matches."""
-    found: dict[str, BudgetTerms] = {}
-    for key in {ref.key for matches in matched for match in matches for level in match.levels for ref in level}:
-        row = db.execute(_TERMS, (key,)).fetchone()
-        if row is not None:
-            nano_usd, coins, zone, enabled, soft, shares, max_values = row
-            found[key] = BudgetTerms(
-                limit_nano_usd=nano_usd,
-                limit_coins=coins,
-                zone=zone,
-                enabled=bool(enabled),
-                soft=bool(soft),
-                alert_at_ppm=() if shares is None else _decode_shares(shares),
-                max_values=max_values,
-            )
-    return found
+    keys = {ref.key for matches in matched for match in matches for level in match.levels for ref in level}
+    if len(keys) > FEW:
+        return {row[0]: _terms(row) for row in db.execute(_TERMS_OF, (json.dumps(list(keys)),))}
+    found = (db.execute(_TERMS, (key,)).fetchone() for key in keys)
+    return {row[0]: _terms(row) for row in found if row is not None}
+
+
+def _terms(row: tuple[Any, ...]) -> BudgetTerms:
+    _, nano_usd, coins, zone, enabled, soft, shares, max_values = row
+    return BudgetTerms(
+        limit_nano_usd=nano_usd,
+        limit_coins=coins,
+        zone=zone,
+        enabled=bool(enabled),
+        soft=bool(soft),
+        alert_at_ppm=() if shares is None else _decode_shares(shares),
+        max_values=max_values,
+    )
 
 
 def crowding(db: sqlite3.Connection) -> Crowding:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from askii_middleware.keys import hash_secret
@@ -74,6 +74,19 @@ def store_url(folder: Path) -> str:
     return f"sqlite:///{folder / 'askii.db'}"
 
 
+def ready_url(log: Path, has_ended: Callable[[], bool]) -> str:
+    """The URL that a gateway names in its log when it is ready. Raises RuntimeError with the log where it ends."""
+    until_s = time.monotonic() + START_S
+    while time.monotonic() < until_s:
+        ready = re.search(r"serving on (http://\S+)", log.read_text(errors="replace"))
+        if ready:
+            return ready[1]
+        if has_ended():
+            break
+        time.sleep(0.01)
+    raise RuntimeError(f"askii serve did not start:\n{log.read_text(errors='replace')}")
+
+
 class Gateway:
     """A running `askii serve`. Made by `serve`, which waits until it says that it is ready."""
 
@@ -88,15 +101,7 @@ class Gateway:
 
     def wait_until_ready(self) -> str:
         """Its URL. Raises RuntimeError with its log where it ends instead."""
-        until_s = time.monotonic() + START_S
-        while time.monotonic() < until_s:
-            ready = re.search(r"serving on (http://\S+)", self.log)
-            if ready:
-                return ready[1]
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.01)
-        raise RuntimeError(f"askii serve did not start:\n{self.log}")
+        return ready_url(self._log, has_ended=lambda: self.process.poll() is not None)
 
     def kill(self) -> None:
         """SIGKILL, to it and its workers: no goodbye to anybody."""

@@ -22,7 +22,8 @@ from tests.support.servers import serving
 from .books import Books, opened
 from .calls import MESSAGES
 from .clients import LOOPBACK
-from .gateways import clean_environment, launch, secret_of, serve, store_url, write_config
+from .forked import Nursery, nursery
+from .gateways import clean_environment, secret_of, serve, store_url, write_config
 
 KILLS = 50
 LANES = 2
@@ -61,14 +62,15 @@ class Load:
 
 
 def expire_lease(database: Path, pid: int) -> None:
-    """As if the time had passed for which a dead gateway's right to deliver still stands: 30 s."""
+    """As if the time had passed for which a dead gateway's right to deliver, and its share, still stand: 30 s."""
     with contextlib.closing(sqlite3.connect(database, timeout=10)) as connection, connection:
         connection.execute("UPDATE sinks SET lease_until_s = 0 WHERE owner LIKE ?", (f"{pid}-%",))
+        connection.execute("DELETE FROM askers WHERE owner LIKE ?", (f"{pid}-%",))
 
 
-async def kill_again_and_again(folder: Path, load: Load, choice: random.Random, kills: int) -> None:
+async def kill_again_and_again(born: Nursery, folder: Path, load: Load, choice: random.Random, kills: int) -> None:
     for _ in range(kills):
-        gateway = launch(folder)
+        gateway = born.launch(folder)
         try:
             url = await asyncio.to_thread(gateway.wait_until_ready)
             async with httpx.AsyncClient(**LOOPBACK) as client:
@@ -78,7 +80,7 @@ async def kill_again_and_again(folder: Path, load: Load, choice: random.Random, 
                 await asyncio.gather(*clients)
         finally:
             gateway.kill()
-        expire_lease(folder / "askii.db", gateway.process.pid)
+        expire_lease(folder / "askii.db", gateway.pid)
 
 
 def budget_lines(folder: Path, tenant: str) -> list[dict[str, Any]]:
@@ -115,8 +117,10 @@ async def test_50_kills_under_load_leave_ledger_records_and_lago_events_equal(tm
             settings={"hold_ttl_s": HOLD_TTL_S},
             tables=f'[sinks.lago]\nurl = "{lago_url}/api/v1"\napi_key = "lago-key"\n',
         )
-        lanes = [kill_again_and_again(tmp_path, load, random.Random(n), KILLS // LANES) for n in range(LANES)]
-        await asyncio.gather(*lanes)
+        with nursery() as born:
+            await asyncio.gather(
+                *(kill_again_and_again(born, tmp_path, load, random.Random(n), KILLS // LANES) for n in range(LANES))
+            )
         async with opened(store_url(tmp_path)) as books:
             with serve(tmp_path) as (_, last):
                 await delivered(books, lago)

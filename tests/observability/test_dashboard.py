@@ -17,6 +17,7 @@ from askii_middleware.cli_grafana import DASHBOARD, RULES, shipped
 from tools.svg_panels import Panel, page
 
 from .promql import dashboard, dashboard_queries
+from .running import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +89,26 @@ def test_every_metric_with_a_tenant_is_narrowed_to_the_chosen_tenants() -> None:
             assert found[1] == '{tenant_id=~"$tenant"}', query
             checked += 1
     assert checked > 10
+
+
+def test_totals_know_the_first_call_of_a_process_and_not_what_was_there_before(tmp_path: Path) -> None:
+    (spend,) = [query for query in dashboard_queries() if query.place == "panel Spend A"]
+    name = 'llm_cost_usd_total{instance="%s", tenant_id="acme"}'
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": name % "new", "values": "_x80 2x40"},
+            {"series": name % "old", "values": "5x60 6x60"},
+            {"series": name % "idle", "values": "7x120"},
+        ],
+        "promql_expr_test": [
+            {"expr": f"round({spend.filled()}, 0.1)", "eval_time": "2h", "exp_samples": [{"labels": "{}", "value": 3}]}
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps({"evaluation_interval": "1m", "tests": [case]}))  # JSON is YAML
+    done = subprocess.run([program("promtool"), "test", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_it_shows_what_the_issue_lists() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from askii_middleware import Budget
+from askii_middleware import Budget, Scope
 from askii_middleware.currency import parse_rate
 from askii_middleware.leased import LeasedStore
 from askii_middleware.stores import open_store
@@ -64,6 +64,22 @@ async def test_a_thousand_calls_can_be_asked_for_and_no_more(client: Client) -> 
     assert [part[0].scope for part in told] == [f"tenant=t{number}" for number in range(MAX_ASKED)]
     with pytest.raises(ValueError, match="1001 calls are more than the 1000"):
         await client.store.status_of([*asked, ()], windows, RATE)
+
+
+async def test_many_stored_budgets_spends_and_holds_are_those_of_each_call_alone(client: Client) -> None:
+    tenants = [f"t\u00e9 {number}" for number in range(40)]
+    for number, tenant in enumerate(tenants):
+        await client.set(Budget(scope=Scope(tenant=tenant), limit_usd=number + 1))
+        await client.settle(f"s{number}", 100 + number, tenant=tenant)
+        await client.reserve(f"r{number}", 7 + number, tenant=tenant)
+        await client.reserve(f"lapsing{number}", 9, tenant=tenant, deadline_s=10.0)
+    client.clock.advance(11)
+    windows = client.index.windows(client.clock.now_s)
+    told = await client.store.status_of([client.matches(tenant) for tenant in tenants], windows, RATE)
+    assert [(s.limit_nano_usd, s.spent_nano_usd, s.held_nano_usd) for (s,) in told] == [
+        ((number + 1) * 10**9, 100 + number, 7 + number) for number in range(40)
+    ]
+    assert told == [await client.status(tenant) for tenant in tenants]
 
 
 async def test_holds_that_lapsed_and_windows_that_ended_are_not_seen(client: Client) -> None:
