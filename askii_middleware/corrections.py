@@ -8,7 +8,7 @@ whatever was cut short is finished by doing it again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from .budgets import scope_text
+from .aggregates import aggregates
 from .currency import MAX_NANO_USD, NANO, Rate, nano_to_usd_text, parse_rate, split_coins
 from .errors import AskiiError
 from .records import Charge, UsageCounts, UsageRecord, encode_settled_part
-from .settling import AGGREGATED, timestamp_text
-from .stores.base import AggregateRow, Settlement
+from .settling import timestamp_text
+from .stores.base import Settlement
 
 if TYPE_CHECKING:
     from .admission import Match
@@ -298,15 +298,6 @@ def _settlement(record: UsageRecord, at_s: float, matches: tuple[Match, ...], ra
         coins=coins,
         pico_coins=pico,
         tenant=record.tenant,
-        aggregates=tuple(_aggregates(record)),
+        aggregates=tuple(aggregates(record, requests=0)),
         record=encode_settled_part(record),
     )
-
-
-def _aggregates(record: UsageRecord) -> Iterable[AggregateRow]:
-    """As a call's, with no request and no tokens."""
-    for name in ("tenant", *AGGREGATED):
-        value = getattr(record, name)
-        if value is not None:
-            scope = scope_text({name: value})
-            yield AggregateRow(scope, record.served_model, record.provider, 0, 0, 0, record.cost_nano_usd)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .budgets import scope_text
+from .aggregates import aggregates
 from .currency import split_coins
 from .records import CallOutcome, Charge, UsageCounts, UsageRecord, encode_settled_part
-from .stores.base import AggregateRow, Settlement
+from .stores.base import Settlement
 from .usage import Report, TokenUsage
 
 if TYPE_CHECKING:
     from .calls import Call
     from .pricing import Price
-
-AGGREGATED = ("key", "user", "team")
-"""Identity fields that get aggregates of their own besides the tenant's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +261,7 @@ def build(
         coins=coins,
         pico_coins=pico,
         tenant=identity.tenant,
-        aggregates=tuple(_aggregates(record)),
+        aggregates=tuple(aggregates(record)),
         record=encode_settled_part(record),
     )
 
@@ -283,12 +280,3 @@ def _counts(usage: TokenUsage) -> UsageCounts:
 
 def _sum(counts: Sequence[UsageCounts]) -> UsageCounts:
     return UsageCounts(**{name: sum(getattr(c, name) for c in counts) for name in UsageCounts.__struct_fields__})
-
-
-def _aggregates(record: UsageRecord) -> Iterable[AggregateRow]:
-    row = (record.served_model, record.provider, 1, record.usage.input_tokens, record.usage.output_tokens)
-    yield AggregateRow(scope_text({"tenant": record.tenant}), *row, record.cost_nano_usd)
-    for name in AGGREGATED:
-        value = getattr(record, name)
-        if value is not None:
-            yield AggregateRow(scope_text({name: value}), *row, record.cost_nano_usd)

@@ -6,13 +6,14 @@ import json
 
 import pytest
 
+from askii_middleware.aggregates import EVERYTHING
 from askii_middleware.budgets import Budget, BudgetIndex
 from askii_middleware.currency import parse_rate
 from askii_middleware.identity import Identity
 from askii_middleware.pricing import PriceBook
 from askii_middleware.records import decode_record
 from askii_middleware.settling import Billed, Ending, Part, bill, build, judge, timestamp_text
-from askii_middleware.stores.base import complete_record
+from askii_middleware.stores.base import complete_record, partition_of
 from askii_middleware.usage import Report, TokenUsage
 
 from .support.calls import make_call
@@ -152,10 +153,12 @@ def test_a_charge_is_split_at_the_calls_own_rate() -> None:
     assert (settlement.coins, settlement.pico_coins) == (0, 185_185_050_000)
 
 
-def test_aggregates_cover_tenant_key_user_and_team() -> None:
+def test_aggregates_cover_everything_the_tenant_its_user_key_user_and_team() -> None:
     call = make_call(identity=Identity(tenant="a,b", key="k", user="u", team="t"))
     _, settlement = build(call, [], Billed(7, (), False), subscription="s", price_version="v")
-    assert [row.scope for row in settlement.aggregates] == ["tenant=a%2Cb", "key=k", "user=u", "team=t"]
+    everything, *scopes = [row.scope for row in settlement.aggregates]
+    assert everything == EVERYTHING[partition_of("a,b")] == "global/15"
+    assert scopes == ["tenant=a%2Cb", "tenant=a%2Cb,user=u", "key=k", "user=u", "team=t"]
     assert {row.cost_nano_usd for row in settlement.aggregates} == {7}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..admission import BudgetState, Match, Window
 from ..budgets import Budget
@@ -13,6 +13,7 @@ from ..stores.base import (
     Drawn,
     DrawRequest,
     Entry,
+    Erased,
     Item,
     KeyRow,
     Lease,
@@ -21,6 +22,7 @@ from ..stores.base import (
     Place,
     Promotion,
     SpendRow,
+    SpendSums,
     Store,
     Totals,
 )
@@ -45,6 +47,9 @@ class DelegatingStore(Store):
     async def overdue(self, limit: int) -> list[Operation]:
         return await self._store.overdue(limit)
 
+    async def tend(self) -> None:
+        await self._store.tend()
+
     async def draw(self, request: DrawRequest) -> Drawn:
         return await self._store.draw(request)
 
@@ -63,8 +68,11 @@ class DelegatingStore(Store):
     async def remove_budget(self, key: str) -> bool:
         return await self._store.remove_budget(key)
 
-    async def budgets(self) -> list[Budget]:
-        return await self._store.budgets()
+    async def budgets(self, *, after: str = "", limit: int | None = None, contains: str = "") -> list[Budget]:
+        return await self._store.budgets(after=after, limit=limit, contains=contains)
+
+    async def budgets_of(self, keys: Collection[str]) -> list[Budget]:
+        return await self._store.budgets_of(keys)
 
     async def status_of(
         self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
@@ -74,23 +82,37 @@ class DelegatingStore(Store):
     async def put_key(self, row: KeyRow) -> None:
         await self._store.put_key(row)
 
-    async def keys(self) -> list[KeyRow]:
-        return await self._store.keys()
+    async def keys(self, *, tenant: str | None = None, after: str = "", limit: int | None = None) -> list[KeyRow]:
+        return await self._store.keys(tenant=tenant, after=after, limit=limit)
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        return await self._store.key(key_id)
 
     async def find_key(self, sha256: str) -> KeyRow | None:
         return await self._store.find_key(sha256)
 
-    async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
-        return await self._store.spend(scope, start_s, end_s)
+    async def spend_over(self, scopes: Sequence[str], edges_s: Sequence[float]) -> list[list[SpendRow]]:
+        return await self._store.spend_over(scopes, edges_s)
+
+    async def top_spend(self, prefix: str, start_s: float, end_s: float, limit: int) -> list[SpendSums]:
+        return await self._store.top_spend(prefix, start_s, end_s, limit)
+
+    async def latest(self, tenant: str | None, limit: int, *, before_seq: int | None = None) -> list[tuple[int, bytes]]:
+        return await self._store.latest(tenant, limit, before_seq=before_seq)
+
+    async def erase(self, tenant: str) -> Erased:
+        return await self._store.erase(tenant)
+
+    async def prune(self, *, records_before_s: float | None, aggregates_before_s: float | None, limit: int) -> int:
+        return await self._store.prune(
+            records_before_s=records_before_s, aggregates_before_s=aggregates_before_s, limit=limit
+        )
 
     async def totals(self) -> Totals:
         return await self._store.totals()
 
     async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         return await self._store.records(after_seq, limit)
-
-    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
-        return await self._store.tenant_spend(period, window, limit)
 
     async def record(self, call_id: str) -> bytes | None:
         return await self._store.record(call_id)

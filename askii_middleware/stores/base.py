@@ -6,15 +6,17 @@ its engine raises StoreError and has changed nothing, or everything: repeating i
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
 
 from ..admission import Admission, BudgetState, ExtendRequest, Extension, Match, ReserveRequest, Window
 from ..budgets import Budget
 from ..errors import StoreError
+from .delivering import Delivering
 from .rows import (
     CHANNEL_PREFIX,
     MAX_ASKED,
+    MAX_EDGES,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
     PARTITIONS,
@@ -28,6 +30,7 @@ from .rows import (
     Drawn,
     DrawRequest,
     Entry,
+    Erased,
     Item,
     KeyRow,
     Lease,
@@ -38,6 +41,7 @@ from .rows import (
     Settled,
     Settlement,
     SpendRow,
+    SpendSums,
     Totals,
     complete_record,
     partition_of,
@@ -45,10 +49,10 @@ from .rows import (
 
 # fmt: off
 __all__ = [
-    "CHANNEL_PREFIX", "MAX_ASKED", "MAX_KEY_CHARS", "MAX_PAYLOAD_BYTES", "PARTITIONS", "AggregateRow", "Alert",
-    "CreditAsk", "CreditLine", "CreditRow", "CreditUse", "DeadLetter", "DeadWorkerError", "DrawRequest",
-    "Drawn", "Entry", "Item", "KeyRow", "Lease", "Operation", "Outcome", "Place", "Promotion", "Settled",
-    "Settlement", "ShortCreditError", "SpendRow", "StaleFormsError", "Store", "Totals", "UnwritableError",
+    "CHANNEL_PREFIX", "MAX_ASKED", "MAX_EDGES", "MAX_KEY_CHARS", "MAX_PAYLOAD_BYTES", "PARTITIONS", "AggregateRow",
+    "Alert", "CreditAsk", "CreditLine", "CreditRow", "CreditUse", "DeadLetter", "DeadWorkerError", "DrawRequest",
+    "Drawn", "Entry", "Erased", "Item", "KeyRow", "Lease", "Operation", "Outcome", "Place", "Promotion", "Settled",
+    "Settlement", "ShortCreditError", "SpendRow", "SpendSums", "StaleFormsError", "Store", "Totals", "UnwritableError",
     "complete_record", "partition_of",
 ]
 # fmt: on
@@ -72,7 +76,7 @@ class UnwritableError(StoreError):
     """The engine works, but can never write this: repeating it is useless. Nothing was changed."""
 
 
-class Store(ABC):
+class Store(Delivering):
     """A ledger. See the module's docstring for what all methods promise."""
 
     url: str
@@ -182,6 +186,9 @@ class Store(ABC):
         under a new name.
         """
 
+    async def tend(self) -> None:
+        """Upkeep of bounded size that nothing depends on: without it answers are the same, and may take longer."""
+
     # Credit ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -222,8 +229,16 @@ class Store(ABC):
         """Forget a stored budget (a declared one applies again). False if there was none."""
 
     @abstractmethod
-    async def budgets(self) -> list[Budget]:
-        """All stored budgets, by key."""
+    async def budgets(self, *, after: str = "", limit: int | None = None, contains: str = "") -> list[Budget]:
+        """Stored budgets by key: those after a key, whose scope has a text in it; at most `limit`."""
+
+    @abstractmethod
+    async def budgets_of(self, keys: Collection[str]) -> list[Budget]:
+        """The stored budgets with these keys, in any order."""
+
+    async def budget(self, key: str) -> Budget | None:
+        """The stored budget with this key."""
+        return next(iter(await self.budgets_of((key,))), None)
 
     async def status(
         self, matches: tuple[Match, ...], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
@@ -245,16 +260,59 @@ class Store(ABC):
         """Store or replace a key by its id."""
 
     @abstractmethod
-    async def keys(self) -> list[KeyRow]:
-        """All stored keys, by id."""
+    async def keys(self, *, tenant: str | None = None, after: str = "", limit: int | None = None) -> list[KeyRow]:
+        """Stored keys by id: all, or one tenant's; those after an id; at most `limit`."""
+
+    @abstractmethod
+    async def key(self, key_id: str) -> KeyRow | None:
+        """The stored key with this id."""
 
     @abstractmethod
     async def find_key(self, sha256: str) -> KeyRow | None:
-        """The stored key with this digest."""
+        """The stored key with this digest, be it the present one or the former."""
 
-    @abstractmethod
     async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
         """Aggregates of a scope (text form) over whole hours that begin in [start, end)."""
+        (rows,) = await self.spend_over((scope,), (start_s, end_s))
+        return rows
+
+    @abstractmethod
+    async def spend_over(self, scopes: Sequence[str], edges_s: Sequence[float]) -> list[list[SpendRow]]:
+        """Aggregates of several scopes together, by model and provider, for each span between two neighbours of
+        `edges_s` (ascending, at most 1,000): over the whole hours that begin in it. Sorted by model and provider.
+        """
+
+    @abstractmethod
+    async def top_spend(self, prefix: str, start_s: float, end_s: float, limit: int) -> list[SpendSums]:
+        """The scopes that cost most over whole hours that begin in [start, end), highest first, at most `limit`: of
+        those that are `prefix` and one value, such as `tenant=` or `tenant=acme,user=`.
+        """
+
+    @abstractmethod
+    async def latest(self, tenant: str | None, limit: int, *, before_seq: int | None = None) -> list[tuple[int, bytes]]:
+        """The newest usage records of a tenant, or of all, with their numbers, the newest first; those before a number,
+        to read on. Bounded work: engines that keep a short list for each tenant (at least 100) answer from that.
+        """
+
+    @abstractmethod
+    async def erase(self, tenant: str) -> Erased:
+        """Forget a tenant in pieces of bounded size: its keys except their ids, the budgets and alerts that name it or
+        them, the aggregates of its users and keys, and all that its records say except what was used and charged
+        (`forgetting`). These, its keys' ids and its own aggregates go on under the tenant `deleted`, so that the
+        ledger's sums stay and nobody else gets the keys' counters. Sums of `user=` and `team=`, which tenants may
+        share, and what carries owe stay as they are. Calls that are open will be settled
+        as they began: erase again after them.
+
+        Records that a registered sink has not got, dead letters included, raise StoreError, and nothing is changed.
+        """
+
+    @abstractmethod
+    async def prune(self, *, records_before_s: float | None, aggregates_before_s: float | None, limit: int) -> int:
+        """Drop at most `limit` rows that nobody needs any more: records that were settled before one moment (not those
+        of the last 25 hours, those that a sink has not got, and the newest of each partition), aggregates of hours that
+        were over by another. How many were dropped; `totals` still counts them. An engine whose rows expire by
+        themselves may leave that to them.
+        """
 
     @abstractmethod
     async def totals(self) -> Totals:
@@ -264,12 +322,6 @@ class Store(ABC):
     async def records(self, after_seq: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         """Stored usage records in the order of settlement, from after `after_seq`. A store in memory keeps the newest
         100,000 and those that a sink still waits for.
-        """
-
-    @abstractmethod
-    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
-        """The tenants with the highest spend in `window` from the aggregates, `(tenant, nano-USD)`, at most `limit`,
-        highest first. `period` only names the window.
         """
 
     @abstractmethod
@@ -293,88 +345,3 @@ class Store(ABC):
     @abstractmethod
     async def item_versions(self) -> dict[str, int]:
         """For each kind a number that changes with every change of its values."""
-
-    # Outbox ---------------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    async def register_sinks(self, names: Sequence[str]) -> None:
-        """Give each new sink its places at the ends of the outbox's partitions; known sinks keep theirs."""
-
-    @abstractmethod
-    async def forget_sink(self, name: str) -> bool:
-        """Drop a sink with all that waits for it. False if there was none."""
-
-    @abstractmethod
-    async def lease(self, sink: str, owner: str, ttl_s: float) -> list[Lease]:
-        """Take or renew the right to deliver to a sink, partition by partition, or to an alert channel, which has one.
-
-        The owners that ask share a sink's partitions evenly: each keeps those it has up to its share, gives up what is
-        beyond, and takes free ones and those whose lease has run out. An owner counts until `ttl_s` after it asked
-        last. A renewal by the same owner keeps its token. `ttl_s` 0 gives all leases back and ends the owner's share.
-        Returns the leases held from now on, by partition. Like the other outbox methods, raises StoreError for a name
-        that was not registered.
-        """
-
-    @abstractmethod
-    async def fetch(self, sink: str, partitions: Sequence[int], limit: int, *, early: bool = False) -> list[Entry]:
-        """The next entries of these partitions, at most `limit`: those due again first, the longest due first, but in
-        no more than half of the places while there are new ones; then new ones in the order of settlement. A tenant's
-        entries keep their order among first deliveries. `early`: those that wait for a moment of their own count as
-        due, for who wants to see all that waits.
-        """
-
-    @abstractmethod
-    async def acknowledge(
-        self,
-        sink: str,
-        leases: Sequence[Lease],
-        outcomes: Sequence[Outcome],
-        *,
-        retry_at_s: float = 0.0,
-        failures: int = 0,
-    ) -> list[int]:
-        """Write what became of entries, and the back-off of all leased partitions. Entries without an outcome stay
-        where they are. Returns the partitions whose lease is void, because its token is no longer the newest: nothing
-        was written for these. Outcomes of partitions without a lease here, of entries that do not exist, or that were
-        delivered before, change nothing.
-        """
-
-    @abstractmethod
-    async def pending(self) -> dict[str, int]:
-        """How many entries wait for each registered sink (dead letters not counted)."""
-
-    @abstractmethod
-    async def dead_letters(self, sink: str, limit: int = 100) -> list[DeadLetter]:
-        """Entries a sink has rejected for good, the longest rejected first."""
-
-    @abstractmethod
-    async def retry_dead(self, sink: str) -> int:
-        """Make a sink's dead letters due again; how many."""
-
-    @abstractmethod
-    async def places(self, sink: str) -> list[Place]:
-        """Who delivers to a sink, and how it goes, by partition."""
-
-    # Alerts ---------------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    async def register_channels(self, names: Sequence[str]) -> None:
-        """Give each new channel its place behind the last alert; known channels keep theirs. Names begin with
-        `CHANNEL_PREFIX`, else ValueError. The right to deliver to a channel is taken with `lease`, under its name.
-        """
-
-    @abstractmethod
-    async def fetch_alerts(self, channel: str, limit: int) -> list[Alert]:
-        """The next alerts for a channel, in order. Raises StoreError for a channel that was not registered."""
-
-    @abstractmethod
-    async def acknowledge_alerts(self, channel: str, token: int, through_seq: int) -> bool:
-        """All alerts up to `through_seq` are done with. False, and nothing written, if `token` is no longer the
-        newest. Raises StoreError like `fetch_alerts`.
-        """
-
-    @abstractmethod
-    async def recent_alerts(self, limit: int) -> list[Alert]:
-        """The newest alerts, the newest first. They are kept for 8 days after their window's end, and until every
-        channel that was leased within 30 days has acknowledged them.
-        """

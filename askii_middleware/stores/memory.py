@@ -7,7 +7,7 @@ stand before the first change, so an operation that raises has changed nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from ..admission import (
@@ -20,7 +20,6 @@ from ..admission import (
     Window,
 )
 from ..budgets import Budget
-from ..errors import StoreError
 from .base import (
     CHANNEL_PREFIX,
     Alert,
@@ -29,6 +28,7 @@ from .base import (
     Drawn,
     DrawRequest,
     Entry,
+    Erased,
     Item,
     KeyRow,
     Lease,
@@ -39,12 +39,15 @@ from .base import (
     Settled,
     Settlement,
     SpendRow,
+    SpendSums,
     Store,
     Totals,
     UnwritableError,
 )
+from .forgetting import MARKED_S, check_erasable, naming
 from .lines import lines_of, state_of
 from .memory_items import ItemBook
+from .memory_keys import KeyBook
 from .memory_ledger import MemoryLedger
 from .rows import EVER_S
 from .rules import check_asked, check_channels, check_sinks
@@ -64,8 +67,7 @@ class MemoryStore(Store):
         self._budgets, self._aggregates = ledger.budgets, ledger.aggregates
         self._outbox, self._alerts = ledger.outbox, ledger.alerts
         self._items = ItemBook()
-        self._keys: dict[str, KeyRow] = {}
-        self._key_ids: dict[str, str] = {}
+        self._keys = KeyBook()
 
     async def open(self) -> None:
         pass
@@ -143,8 +145,11 @@ class MemoryStore(Store):
     async def remove_budget(self, key: str) -> bool:
         return self._budgets.remove(key)
 
-    async def budgets(self) -> list[Budget]:
-        return self._budgets.all()
+    async def budgets(self, *, after: str = "", limit: int | None = None, contains: str = "") -> list[Budget]:
+        return self._budgets.some(after, limit, contains)
+
+    async def budgets_of(self, keys: Collection[str]) -> list[Budget]:
+        return self._budgets.of(keys)
 
     async def status_of(
         self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
@@ -159,23 +164,22 @@ class MemoryStore(Store):
         ]
 
     async def put_key(self, row: KeyRow) -> None:
-        if self._key_ids.get(row.sha256, row.id) != row.id:
-            raise StoreError(f"key {row.id!r}: another key has the same secret")
-        known = self._keys.get(row.id)
-        if known is not None:
-            del self._key_ids[known.sha256]
-        self._keys[row.id] = row
-        self._key_ids[row.sha256] = row.id
+        self._keys.put(row)
 
-    async def keys(self) -> list[KeyRow]:
-        return [self._keys[key] for key in sorted(self._keys)]
+    async def keys(self, *, tenant: str | None = None, after: str = "", limit: int | None = None) -> list[KeyRow]:
+        return self._keys.list(tenant, after, limit)
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        return self._keys.get(key_id)
 
     async def find_key(self, sha256: str) -> KeyRow | None:
-        key_id = self._key_ids.get(sha256)
-        return None if key_id is None else self._keys[key_id]
+        return self._keys.find(sha256)
 
-    async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
-        return self._aggregates.spend(scope, start_s, end_s)
+    async def spend_over(self, scopes: Sequence[str], edges_s: Sequence[float]) -> list[list[SpendRow]]:
+        return self._aggregates.spend_over(scopes, edges_s)
+
+    async def top_spend(self, prefix: str, start_s: float, end_s: float, limit: int) -> list[SpendSums]:
+        return self._aggregates.top_spend(prefix, start_s, end_s, limit)
 
     async def totals(self) -> Totals:
         now_s = self._clock()
@@ -197,9 +201,24 @@ class MemoryStore(Store):
     async def record(self, call_id: str) -> bytes | None:
         return self._outbox.record(call_id)
 
-    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
-        del period
-        return self._aggregates.tenant_spend(*window, limit)
+    async def latest(self, tenant: str | None, limit: int, *, before_seq: int | None = None) -> list[tuple[int, bytes]]:
+        return self._outbox.latest(tenant, limit, before_seq)
+
+    async def erase(self, tenant: str) -> Erased:
+        check_erasable(tenant)
+        records = self._outbox.erase(tenant)
+        keys = self._keys.erase(tenant)
+        named = naming(tenant, keys)
+        self._alerts.erase(named)
+        return Erased(records, self._aggregates.erase(tenant, named), len(keys), self._budgets.erase(named))
+
+    async def prune(self, *, records_before_s: float | None, aggregates_before_s: float | None, limit: int) -> int:
+        count = 0
+        if records_before_s is not None:
+            count = self._outbox.prune(min(records_before_s, self._clock() - MARKED_S), limit)
+        if aggregates_before_s is not None:
+            count += self._aggregates.prune(aggregates_before_s, limit - count)
+        return count
 
     # Items ----------------------------------------------------------------------------------------------------------
 

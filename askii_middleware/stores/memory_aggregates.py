@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from heapq import nsmallest
+from itertools import islice
 
-from ..budgets import Scope
-from .base import AggregateRow, SpendRow, UnwritableError
-from .rules import hour_of, hours, is_tenant
+from ..budgets import scope_text
+from .base import AggregateRow, SpendRow, SpendSums, UnwritableError
+from .forgetting import DELETED
+from .rules import hour_of, hours, hours_between, is_one, is_tenant
 
 _COUNTS = 4
 """Requests, input tokens, output tokens, nano-USD."""
@@ -44,11 +48,30 @@ class _Sums:
         place = self.places.get(scope)
         return None if place is None else self.counts[place : place + _COUNTS]
 
-    def tenants(self) -> Iterator[tuple[str, int, int]]:
-        """Scope, requests and nano-USD of each tenant."""
+    def under(self, prefix: str) -> Iterator[tuple[str, Sequence[int]]]:
+        """The scopes that are a prefix and one value, and what they have."""
         for scope, place in self.places.items():
-            if is_tenant(scope):
-                yield scope, self.counts[place], self.counts[place + _COUNTS - 1]
+            if is_one(prefix, scope):
+                yield scope, self.counts[place : place + _COUNTS]
+
+    def add_to(self, found: dict[str, list[int]], prefix: str) -> None:
+        """Add what the scopes that begin with a prefix have. There are many: nothing is made for each but a word."""
+        counts = self.counts
+        for scope, place in self.places.items():
+            if scope.startswith(prefix):
+                known = found.get(scope)
+                if known is None:
+                    found[scope] = list(counts[place : place + _COUNTS])
+                    continue
+                known[0] += counts[place]
+                known[1] += counts[place + 1]
+                known[2] += counts[place + 2]
+                known[3] += counts[place + 3]
+
+    def take(self, scope: str) -> Sequence[int]:
+        """Forget a scope that is there. Its words stay until the hour goes."""
+        place = self.places.pop(scope)
+        return self.counts[place : place + _COUNTS]
 
 
 class AggregateBook:
@@ -57,6 +80,8 @@ class AggregateBook:
     def __init__(self) -> None:
         self._hours: dict[int, dict[tuple[str, str], _Sums]] = {}
         """By hour, then by model and provider."""
+        self._pruned = (0, 0)
+        """Requests and nano-USD of tenants, of the hours that are gone."""
 
     def add(self, at_s: float, rows: Sequence[AggregateRow]) -> None:
         """All rows, or none: raises UnwritableError for a sum no machine word holds."""
@@ -69,29 +94,69 @@ class AggregateBook:
         for sums, scope, added, kind in parts:
             kinds.setdefault(kind, sums).add(scope, added)
 
-    def _between(self, start_s: float, end_s: float) -> Iterator[tuple[tuple[str, str], _Sums]]:
-        first, last = hours(start_s, end_s)
+    def spend_over(self, scopes: Sequence[str], edges_s: Sequence[float]) -> list[list[SpendRow]]:
+        """See `Store.spend_over`."""
+        edges = hours_between(edges_s)
+        spans: list[dict[tuple[str, str], Sequence[int]]] = [{} for _ in edges[1:]]
         for hour, kinds in self._hours.items():
-            if first <= hour < last:
-                yield from kinds.items()
+            number = bisect_right(edges, hour) - 1
+            if not 0 <= number < len(spans):
+                continue
+            span = spans[number]
+            for kind, sums in kinds.items():
+                for scope in dict.fromkeys(scopes):
+                    counts = sums.of(scope)
+                    if counts is not None:
+                        span[kind] = _plus(span.get(kind, _NONE), counts)
+        return [[SpendRow(*kind, *span[kind]) for kind in sorted(span)] for span in spans]
 
-    def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
-        found: dict[tuple[str, str], Sequence[int]] = {}
-        for kind, sums in self._between(start_s, end_s):
-            counts = sums.of(scope)
-            if counts is not None:
-                found[kind] = [a + b for a, b in zip(found.get(kind, _NONE), counts, strict=True)]
-        return [SpendRow(*kind, *found[kind]) for kind in sorted(found)]
+    def top_spend(self, prefix: str, start_s: float, end_s: float, limit: int) -> list[SpendSums]:
+        """See `Store.top_spend`."""
+        first, last = hours(start_s, end_s)
+        found: dict[str, list[int]] = {}
+        for hour, kinds in self._hours.items():
+            for sums in kinds.values() if first <= hour < last else ():
+                sums.add_to(found, prefix)
+        rows = (SpendSums(scope, *counts) for scope, counts in found.items() if is_one(prefix, scope))
+        return nsmallest(max(limit, 0), rows, key=lambda row: (-row.cost_nano_usd, row.scope))
 
     def totals(self) -> tuple[int, int]:
-        """Requests and nano-USD of all tenants together."""
-        rows = [row for kinds in self._hours.values() for sums in kinds.values() for row in sums.tenants()]
-        return sum(requests for _, requests, _ in rows), sum(cost for _, _, cost in rows)
+        """Requests and nano-USD of all tenants together, pruned hours included."""
+        requests, cost = self._pruned
+        for kinds in self._hours.values():
+            for sums in kinds.values():
+                for _, counts in sums.under("tenant="):
+                    requests, cost = requests + counts[0], cost + counts[-1]
+        return requests, cost
 
-    def tenant_spend(self, start_s: float, end_s: float, limit: int) -> list[tuple[str, int]]:
-        found: dict[str, int] = {}
-        for _, sums in self._between(start_s, end_s):
-            for scope, _, cost in sums.tenants():
-                found[scope] = found.get(scope, 0) + cost
-        highest = sorted(found.items(), key=lambda item: (-item[1], item[0]))[: max(limit, 0)]
-        return [(Scope.parse(scope).tenant or "", cost) for scope, cost in highest]
+    def erase(self, tenant: str, named: Callable[[str], bool]) -> int:
+        """Forget the scopes that are `named`; what the tenant has goes to the erased ones. How many rows there were."""
+        own, rest = (scope_text({"tenant": name}) for name in (tenant, DELETED))
+        count = 0
+        for kinds in self._hours.values():
+            for sums in kinds.values():
+                for scope in [scope for scope in sums.places if named(scope)]:
+                    counts = sums.take(scope)
+                    if scope == own:
+                        sums.add(rest, counts)
+                    count += 1
+        return count
+
+    def prune(self, before_s: float, limit: int) -> int:
+        """Drop rows of hours that were over by then. How many."""
+        count = 0
+        for hour in sorted(hour for hour in self._hours if hour < hour_of(before_s)):
+            for sums in self._hours[hour].values():
+                for scope in list(islice(sums.places, limit - count)):
+                    requests, *_, cost = sums.take(scope)
+                    if is_tenant(scope):
+                        self._pruned = self._pruned[0] + requests, self._pruned[1] + cost
+                    count += 1
+            if any(sums.places for sums in self._hours[hour].values()):
+                break
+            del self._hours[hour]
+        return count
+
+
+def _plus(known: Sequence[int], added: Sequence[int]) -> Sequence[int]:
+    return [a + b for a, b in zip(known, added, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -73,6 +73,11 @@ class AlertBook:
 
     def recent(self, limit: int) -> list[Alert]:
         return list(islice(reversed(self._alerts.values()), max(limit, 0)))
+
+    def erase(self, named: Callable[[str], bool]) -> None:
+        """Forget those about scopes that are `named`, whoever still waits for them."""
+        for seq in [seq for seq, alert in self._alerts.items() if named(alert.scope)]:
+            self._ids.remove(self._alerts.pop(seq).id)
 
     def prune(self, now_s: float) -> None:
         """Forget what is old enough and done with."""

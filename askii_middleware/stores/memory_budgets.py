@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 
 from ..admission import BudgetTerms
 from ..budgets import Budget
@@ -40,6 +41,10 @@ class BudgetBook:
             self._edited(before)
         return found
 
+    def erase(self, named: Callable[[str], bool]) -> int:
+        """Forget those whose scopes are `named`. How many."""
+        return sum([self.remove(key) for key, budget in list(self._budgets.items()) if named(str(budget.scope))])
+
     def _forget(self, key: str) -> bool:
         budget = self._budgets.pop(key, None)
         if budget is None:
@@ -56,5 +61,11 @@ class BudgetBook:
         self.version += 1
         self.forms_version += set(self.forms) != forms_before
 
-    def all(self) -> list[Budget]:
-        return [self._budgets[key] for key in sorted(self._budgets)]
+    def some(self, after: str, limit: int | None, contains: str) -> list[Budget]:
+        """See `Store.budgets`."""
+        keys = sorted(key for key in self._budgets if key > after and contains in key.rpartition("|")[0])
+        return [self._budgets[key] for key in keys[: None if limit is None else max(limit, 0)]]
+
+    def of(self, keys: Collection[str]) -> list[Budget]:
+        """See `Store.budgets_of`."""
+        return [self._budgets[key] for key in dict.fromkeys(keys) if key in self._budgets]

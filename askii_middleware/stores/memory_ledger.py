@@ -154,7 +154,7 @@ class MemoryLedger:
             for line in lines:
                 book.seat(line)
         self.operations.forget(call_id)
-        self.outbox.append(call_id, settlement.tenant, record)
+        self.outbox.append(call_id, settlement.tenant, record, now_s)
         self.done[call_id] = _Done(now_s, coins, late, candidate, admitted_at_s)
         return Settled(coins, late, duplicate=False)
 

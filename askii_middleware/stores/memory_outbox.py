@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
-from itertools import islice
+from itertools import islice, takewhile
 
 import msgspec
 
 from ..errors import StoreError
+from .forgetting import DELETED, anonymous, waiting_error
 from .rows import PARTITIONS, DeadLetter, Entry, Lease, Outcome, Place, partition_of
 from .rules import check_outcomes, due_again
 from .sharing import hand_of, share_of
@@ -28,6 +29,8 @@ class _Stored(msgspec.Struct, frozen=True, gc=False):
     call_id: str
     tenant: str
     record: bytes
+    at_s: float
+    """When it was settled."""
 
 
 @dataclass(slots=True)
@@ -90,23 +93,62 @@ class MemoryOutbox:
         self._forgotten = (0, 0)
         """Number and sum of the records that are no longer kept."""
 
-    def append(self, call_id: str, tenant: str, record: bytes) -> None:
+    def append(self, call_id: str, tenant: str, record: bytes, now_s: float) -> None:
         partition = partition_of(tenant)
         self._last += 1
         self._lasts[partition] += 1
-        stored = _Stored(self._last, partition, self._lasts[partition], call_id, tenant, record)
-        self._stored[stored.number] = self._partitions[partition][stored.seq] = self._calls[call_id] = stored
+        stored = _Stored(self._last, partition, self._lasts[partition], call_id, tenant, record, now_s)
+        self._keep(stored)
         while len(self._stored) > KEPT_RECORDS and self._forget_oldest():
             pass
+
+    def _keep(self, stored: _Stored) -> None:
+        self._stored[stored.number] = self._partitions[stored.partition][stored.seq] = stored
+        self._calls[stored.call_id] = stored
 
     def _forget_oldest(self) -> bool:
         oldest = next(iter(self._stored.values()))
         if any(sink.places[oldest.partition].position < oldest.seq for sink in self._sinks.values()):
-            return False
-        del self._stored[oldest.number], self._partitions[oldest.partition][oldest.seq], self._calls[oldest.call_id]
-        count, total = self._forgotten
-        self._forgotten = count + 1, total + _cost(oldest.record).cost_nano_usd
+            return False  # an entry that is set aside has its record with it
+        self._drop(oldest)
         return True
+
+    def _drop(self, stored: _Stored) -> None:
+        del self._stored[stored.number], self._partitions[stored.partition][stored.seq], self._calls[stored.call_id]
+        count, total = self._forgotten
+        self._forgotten = count + 1, total + _cost(stored.record).cost_nano_usd
+
+    def prune(self, before_s: float, limit: int) -> int:
+        """Drop records that were settled before, but none that a sink needs, and no partition's newest. How many."""
+        old = takewhile(lambda stored: stored.at_s < before_s, self._stored.values())
+        free = (s for s in old if self._is_passed(s) and s.seq != self._lasts[s.partition])
+        found = list(islice(free, max(limit, 0)))
+        for stored in found:
+            self._drop(stored)
+        return len(found)
+
+    def _is_passed(self, stored: _Stored) -> bool:
+        places = [sink.places[stored.partition] for sink in self._sinks.values()]
+        return all(stored.seq <= place.position and stored.seq not in place.aside for place in places)
+
+    def _waits_for(self, stored: _Stored) -> str | None:
+        """A sink that has not got a record, be it for good."""
+        for name, sink in self._sinks.items():
+            place = sink.places[stored.partition]
+            if stored.seq in place.aside or (stored.seq > place.position and stored.seq not in place.ahead):
+                return name
+        return None
+
+    def erase(self, tenant: str) -> int:
+        """Make a tenant's records anonymous. How many. Raises StoreError, and changes nothing, if a sink needs one."""
+        found = [stored for stored in self._stored.values() if stored.tenant == tenant]
+        for stored in found:
+            sink = self._waits_for(stored)
+            if sink is not None:
+                raise waiting_error(tenant, sink)
+        for stored in found:
+            self._keep(msgspec.structs.replace(stored, tenant=DELETED, record=anonymous(stored.record)))
+        return len(found)
 
     def totals(self) -> tuple[int, int]:
         """Number of records ever written, and the sum of their costs in nano-USD as they say themselves."""
@@ -115,8 +157,14 @@ class MemoryOutbox:
 
     def records(self, after_seq: int, limit: int) -> list[tuple[int, bytes]]:
         first = next(iter(self._stored), self._last + 1)
-        numbers = range(max(after_seq + 1, first), self._last + 1)
+        numbers = (n for n in range(max(after_seq + 1, first), self._last + 1) if n in self._stored)
         return [(number, self._stored[number].record) for number in islice(numbers, max(limit, 0))]
+
+    def latest(self, tenant: str | None, limit: int, before_seq: int | None) -> list[tuple[int, bytes]]:
+        """See `Store.latest`."""
+        before = self._last + 1 if before_seq is None else before_seq
+        found = (s for s in reversed(self._stored.values()) if s.number < before and tenant in (None, s.tenant))
+        return [(stored.number, stored.record) for stored in islice(found, max(limit, 0))]
 
     def record(self, call_id: str) -> bytes | None:
         stored = self._calls.get(call_id)

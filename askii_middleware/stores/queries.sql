@@ -175,8 +175,8 @@ ON CONFLICT DO UPDATE SET
     cost_nano_usd = cost_nano_usd + excluded.cost_nano_usd
 
 -- name: record
-INSERT INTO records (call_id, tenant, candidate, admitted_at_s, record, partition, place)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1 + coalesce((SELECT max(place) FROM records WHERE partition = ?6), 0))
+INSERT INTO records (call_id, tenant, candidate, admitted_at_s, record, partition, place, settled_s)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1 + coalesce((SELECT max(place) FROM records WHERE partition = ?6), 0), ?7)
 
 -- Workers and upkeep --------------------------------------------------------------------------------------------------
 
@@ -261,17 +261,38 @@ INSERT OR REPLACE INTO budgets (
 DELETE FROM budgets WHERE key = ?
 
 -- name: budgets
-SELECT budget FROM budgets ORDER BY key
+SELECT budget FROM budgets
+WHERE key > ?1 AND instr(substr(key, 1, length(key) - length(period) - 1), ?2) > 0 ORDER BY key LIMIT ?3
+
+-- name: budgets_of
+SELECT budget FROM budgets WHERE key IN (SELECT value FROM json_each(?))
+
+-- name: budget_keys
+SELECT key FROM budgets
 
 -- name: put_key
-INSERT INTO keys (id, sha256, row) VALUES (?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET sha256 = excluded.sha256, row = excluded.row
+INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, row = excluded.row
 
 -- name: keys
-SELECT row FROM keys ORDER BY id
+SELECT row FROM keys WHERE id > ? ORDER BY id LIMIT ?
+
+-- name: keys_of
+SELECT row FROM keys WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?
+
+-- name: key
+SELECT row FROM keys WHERE id = ?
 
 -- name: find_key
-SELECT row FROM keys WHERE sha256 = ?
+SELECT row FROM digests JOIN keys USING (id) WHERE sha256 = ?
+
+-- name: digest_taken
+SELECT EXISTS (SELECT 1 FROM digests WHERE sha256 = ? AND id <> ?)
+
+-- name: put_digest
+INSERT INTO digests VALUES (?, ?)
+
+-- name: drop_digests
+DELETE FROM digests WHERE id = ?
 
 -- Items ---------------------------------------------------------------------------------------------------------------
 
@@ -298,40 +319,3 @@ INSERT INTO item_versions VALUES (?, ?) ON CONFLICT DO UPDATE SET version = vers
 -- The end of a value's time is a change, too.
 SELECT kind, version + (SELECT count(*) FROM items WHERE items.kind = item_versions.kind AND until_s <= ?)
 FROM item_versions
-
--- Reading -------------------------------------------------------------------------------------------------------------
-
--- name: spend
--- Walks the hours that exist, and looks the scope up in each.
-WITH RECURSIVE hours (hour) AS (
-    SELECT min(hour) FROM aggregates WHERE hour >= ?2
-    UNION ALL
-    SELECT (SELECT min(hour) FROM aggregates WHERE hour > hours.hour) FROM hours WHERE hour < ?3
-)
-SELECT model, provider, sum(requests), sum(input_tokens), sum(output_tokens), sum(cost_nano_usd)
-FROM hours CROSS JOIN aggregates USING (hour)
-WHERE scope = ?1 AND hour < ?3
-GROUP BY model, provider ORDER BY model, provider
-
--- name: tenant_spend
-SELECT scope, sum(cost_nano_usd) AS cost FROM aggregates
-WHERE hour >= ? AND hour < ? AND scope >= 'tenant=' AND scope < 'tenant>' AND instr(scope, ',') = 0
-GROUP BY scope ORDER BY cost DESC, scope LIMIT ?
-
--- name: totals
--- Both sides of the account, each from its own rows.
-WITH tenants AS (
-    SELECT requests, cost_nano_usd FROM aggregates
-    WHERE scope >= 'tenant=' AND scope < 'tenant>' AND instr(scope, ',') = 0
-)
-SELECT
-    (SELECT coalesce(sum(requests), 0) FROM tenants),
-    (SELECT coalesce(sum(cost_nano_usd), 0) FROM tenants),
-    (SELECT count(*) FROM records),
-    (SELECT coalesce(sum(json_extract(CAST(record AS TEXT), '$.cost_nano_usd')), 0) FROM records),
-    (SELECT coalesce(sum(nano_usd), 0) FROM holds JOIN workers USING (worker)
-        WHERE state = 'held' AND until_s > ?1 AND alive_until_s > ?1),
-    (SELECT count(*) FROM holds WHERE state = 'lost')
-
--- name: records
-SELECT seq, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?

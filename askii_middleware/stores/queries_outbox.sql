@@ -120,3 +120,9 @@ UPDATE channels SET position = max(
 
 -- name: recent_alerts
 SELECT seq, alert FROM alerts ORDER BY seq DESC LIMIT ?
+
+-- name: all_alerts
+SELECT seq, alert FROM alerts
+
+-- name: drop_alert
+DELETE FROM alerts WHERE seq = ?

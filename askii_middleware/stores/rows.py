@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import NamedTuple
+from urllib.parse import unquote
 from zlib import crc32
 
 import msgspec
@@ -154,6 +155,33 @@ class SpendRow(NamedTuple):
     cost_nano_usd: int
 
 
+class SpendSums(NamedTuple):
+    """Aggregated spend of one scope on all models."""
+
+    scope: str
+    """Text form."""
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int
+
+    @property
+    def value(self) -> str:
+        """The scope's last value, plain. `*` is a name like others here, which a budget's scope could not have."""
+        return unquote(self.scope.rpartition("=")[2], errors="surrogatepass")
+
+
+class Erased(NamedTuple):
+    """What an erasure did to a tenant's data."""
+
+    records: int
+    """Those that say no more whose they are."""
+    aggregates: int
+    """Hourly rows by scope, model and provider that were dropped, or added to those of all erased tenants."""
+    keys: int
+    budgets: int
+
+
 class Totals(NamedTuple):
     """What the whole ledger holds, for reconciliation."""
 
@@ -208,6 +236,12 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     """Allowed models by canonical name; empty: all."""
     expires_at_s: float | None = None
     revoked: bool = False
+    name: str | None = None
+    """What people call it."""
+    created_at_s: float | None = None
+    former_sha256: str | None = None
+    """The digest before the last rotation: it opens the same key until `former_until_s`."""
+    former_until_s: float | None = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,13 +353,15 @@ class Item(NamedTuple):
 
 
 PARTITIONS = 16
+"""Of tenants, in every outbox. Fixed: records keep the partition they were written to."""
 EVER_S = 1e15
 """Later than any moment."""
-"""Of tenants, in every outbox. Fixed: records keep the partition they were written to."""
 CHANNEL_PREFIX = "alert:"
 """What the names of alert channels begin with, so that they have leases as sinks do and are none."""
 MAX_ASKED = 1000
 """Calls whose budgets are looked up at once."""
+MAX_EDGES = 1000
+"""Between the spans that spend is read over at once."""
 MAX_KEY_CHARS = 512
 MAX_PAYLOAD_BYTES = 1 << 16
 

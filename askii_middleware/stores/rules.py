@@ -5,6 +5,7 @@ things are kept. A store adds only where the numbers live and what makes the ope
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from ..admission import (
@@ -24,12 +25,14 @@ from ..currency import MAX_NANO_USD, PICO
 from .base import (
     CHANNEL_PREFIX,
     MAX_ASKED,
+    MAX_EDGES,
     MAX_KEY_CHARS,
     MAX_PAYLOAD_BYTES,
     CreditAsk,
     CreditLine,
     DeadWorkerError,
     DrawRequest,
+    KeyRow,
     Operation,
     Outcome,
     Promotion,
@@ -319,6 +322,11 @@ def form_of(budget: Budget) -> tuple[str, str, str]:
     return ",".join(scope.shape), budget.period, budget.zone
 
 
+def digests_of(row: KeyRow) -> set[str]:
+    """All digests that open a key: no other key may have one of them."""
+    return {row.sha256} if row.former_sha256 is None else {row.sha256, row.former_sha256}
+
+
 def carry(held: tuple[int, int], settlement: Settlement) -> tuple[int, tuple[int, int]]:
     """Whole coins to bill and the new carry, given the subscription's carry as whole coins (never above 0: credits
     that no charge has used up yet) and 10⁻¹² coin (0 to 10¹² - 1). Bills are never negative.
@@ -337,6 +345,23 @@ def hours(start_s: float, end_s: float) -> tuple[int, int]:
     return -int(-start_s // 3600), -int(-end_s // 3600)
 
 
+def hours_between(edges_s: Sequence[float]) -> list[int]:
+    """The first hour that begins at each edge or after it. Raises ValueError for edges that do not ascend, and for too
+    many.
+    """
+    if len(edges_s) > MAX_EDGES:
+        raise ValueError(f"{len(edges_s)} edges are more than the {MAX_EDGES} that spend can be read over at once")
+    found = [-int(-edge_s // 3600) for edge_s in edges_s]
+    if any(left > right for left, right in pairwise(found)):
+        raise ValueError("the edges of spans have to ascend")
+    return found
+
+
+def is_one(prefix: str, scope: str) -> bool:
+    """Whether a scope is a prefix and one value, and nothing else."""
+    return scope.startswith(prefix) and "," not in scope[len(prefix) :]
+
+
 def is_tenant(scope: str) -> bool:
     """Whether a scope is one tenant and nothing else: the aggregates that together hold every call once."""
-    return scope.startswith("tenant=") and "," not in scope
+    return is_one("tenant=", scope)

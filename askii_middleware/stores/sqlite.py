@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from decimal import Decimal
-
-import msgspec
+from collections.abc import Callable, Collection, Sequence
 
 from ..admission import Admission, BudgetState, ExtendRequest, Extension, Match, ReserveRequest, Window
-from ..budgets import Budget, Scope
-from ..errors import StoreError
+from ..budgets import Budget
 from . import sqlite_alerts as alerts
+from . import sqlite_budgets as budgets
 from . import sqlite_credits as credit
+from . import sqlite_forgetting as forgetting
 from . import sqlite_items as items
+from . import sqlite_keys as keys
 from . import sqlite_ledger as ledger
 from . import sqlite_outbox as outbox
+from . import sqlite_reading as reading
+from . import sqlite_sums as sums
 from .base import (
     CHANNEL_PREFIX,
     Alert,
@@ -25,6 +25,7 @@ from .base import (
     Drawn,
     DrawRequest,
     Entry,
+    Erased,
     Item,
     KeyRow,
     Lease,
@@ -35,20 +36,18 @@ from .base import (
     Settled,
     Settlement,
     SpendRow,
+    SpendSums,
     Store,
     Totals,
     UnwritableError,
 )
 from .copying import unfinished_error
 from .rows import EVER_S
-from .rules import check_asked, check_channels, check_sinks, form_of, hours
+from .rules import check_asked, check_channels, check_sinks
 from .sqlite_counters import status_of
 from .sqlite_database import Database
 from .sqlite_schema import is_unfinished
 from .sqlite_sql import SQL
-
-_encode = msgspec.json.Encoder().encode
-_decode_key = msgspec.json.Decoder(KeyRow).decode
 
 
 class SQLiteStore(Store):
@@ -135,6 +134,9 @@ class SQLiteStore(Store):
         self.lost_holds += await self._db.write_aside(lambda db: ledger.tend(db, self._clock()))
         return alive
 
+    async def tend(self) -> None:
+        await sums.catch_up(self._db, self._clock())
+
     # Credit ---------------------------------------------------------------------------------------------------------
 
     async def draw(self, request: DrawRequest) -> Drawn:
@@ -152,14 +154,16 @@ class SQLiteStore(Store):
     # Budgets, keys, reading -----------------------------------------------------------------------------------------
 
     async def set_budget(self, budget: Budget) -> None:
-        await self._db.write(lambda db: _set_budget(db, budget))
+        await self._db.write(lambda db: budgets.put(db, budget))
 
     async def remove_budget(self, key: str) -> bool:
-        return await self._db.write(lambda db: _remove_budget(db, key))
+        return await self._db.write(lambda db: budgets.remove(db, key))
 
-    async def budgets(self) -> list[Budget]:
-        rows = await self._db.read_aside(lambda db: db.execute(SQL["budgets"]).fetchall())
-        return [_budget(row[0]) for row in rows]
+    async def budgets(self, *, after: str = "", limit: int | None = None, contains: str = "") -> list[Budget]:
+        return await self._db.read_aside(lambda db: budgets.some(db, after, limit, contains))
+
+    async def budgets_of(self, keys: Collection[str]) -> list[Budget]:
+        return await self._db.read(lambda db: budgets.of(db, keys))
 
     async def status_of(
         self, asked: Sequence[tuple[Match, ...]], windows: dict[str, tuple[Window, Window]], rate: tuple[int, int]
@@ -169,20 +173,31 @@ class SQLiteStore(Store):
         return await read(lambda db: status_of(db, asked, windows, rate, self._clock()))
 
     async def put_key(self, row: KeyRow) -> None:
-        await self._db.write(lambda db: _put_key(db, row))
+        await self._db.write(lambda db: keys.put(db, row))
 
-    async def keys(self) -> list[KeyRow]:
-        rows = await self._db.read_aside(lambda db: db.execute(SQL["keys"]).fetchall())
-        return [_decode_key(row[0]) for row in rows]
+    async def keys(self, *, tenant: str | None = None, after: str = "", limit: int | None = None) -> list[KeyRow]:
+        return await self._db.read_aside(lambda db: keys.some(db, tenant, after, limit))
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        return await self._db.read(lambda db: keys.get(db, key_id))
 
     async def find_key(self, sha256: str) -> KeyRow | None:
-        return await self._db.read(lambda db: _find_key(db, sha256))
+        return await self._db.read(lambda db: keys.find(db, sha256))
 
-    async def spend(self, scope: str, start_s: float, end_s: float) -> list[SpendRow]:
-        rows = await self._db.read_aside(
-            lambda db: db.execute(SQL["spend"], (scope, *hours(start_s, end_s))).fetchall()
-        )
-        return [SpendRow(*row) for row in rows]
+    async def spend_over(self, scopes: Sequence[str], edges_s: Sequence[float]) -> list[list[SpendRow]]:
+        return await self._db.read_aside(lambda db: reading.spend_over(db, scopes, edges_s))
+
+    async def top_spend(self, prefix: str, start_s: float, end_s: float, limit: int) -> list[SpendSums]:
+        return await self._db.read_aside(lambda db: reading.top_spend(db, prefix, start_s, end_s, limit))
+
+    async def latest(self, tenant: str | None, limit: int, *, before_seq: int | None = None) -> list[tuple[int, bytes]]:
+        return await self._db.read_aside(lambda db: reading.latest(db, tenant, limit, before_seq))
+
+    async def erase(self, tenant: str) -> Erased:
+        return await forgetting.erase(self._db, tenant)
+
+    async def prune(self, *, records_before_s: float | None, aggregates_before_s: float | None, limit: int) -> int:
+        return await forgetting.prune(self._db, records_before_s, aggregates_before_s, limit, self._clock())
 
     async def totals(self) -> Totals:
         row = await self._db.read_aside(lambda db: db.execute(SQL["totals"], (self._clock(),)).fetchone())
@@ -194,12 +209,6 @@ class SQLiteStore(Store):
     async def record(self, call_id: str) -> bytes | None:
         row = await self._db.read(lambda db: db.execute(SQL["record_of"], (call_id,)).fetchone())
         return None if row is None else row[0]
-
-    async def tenant_spend(self, period: str, window: Window, limit: int) -> list[tuple[str, int]]:
-        del period
-        asked = (*hours(window.start_s, window.end_s), max(limit, 0))
-        rows = await self._db.read_aside(lambda db: db.execute(SQL["tenant_spend"], asked).fetchall())
-        return [(Scope.parse(scope).tenant or "", cost) for scope, cost in rows]
 
     # Items ----------------------------------------------------------------------------------------------------------
 
@@ -279,80 +288,3 @@ class SQLiteStore(Store):
 def _operation(row: tuple[str, str, str, float, bytes]) -> Operation:
     key, call_id, tenant, until_s, payload = row
     return Operation(key=key, call_id=call_id, tenant=tenant, until_s=until_s, payload=payload)
-
-
-def _set_budget(db: sqlite3.Connection, budget: Budget) -> None:
-    terms = budget.terms
-    before = db.execute(SQL["form_of"], (budget.key,)).fetchone()
-    form = form_of(budget)
-    known = _has_form(db, form)
-    db.execute(
-        SQL["set_budget"],
-        (
-            budget.key,
-            *form,
-            terms.limit_nano_usd,
-            terms.limit_coins,
-            terms.enabled,
-            terms.soft,
-            terms.max_values,
-            _encode(terms.alert_at_ppm).decode() if terms.alert_at_ppm else None,
-            _budget_json(budget),
-        ),
-    )
-    db.execute(SQL["edited"])
-    if not known or (before is not None and not _has_form(db, before)):
-        db.execute(SQL["new_forms"])
-
-
-def _remove_budget(db: sqlite3.Connection, key: str) -> bool:
-    form = db.execute(SQL["form_of"], (key,)).fetchone()
-    if form is None:
-        return False
-    db.execute(SQL["remove_budget"], (key,))
-    db.execute(SQL["edited"])
-    if not _has_form(db, form):
-        db.execute(SQL["new_forms"])
-    return True
-
-
-def _has_form(db: sqlite3.Connection, form: tuple[str, str, str]) -> bool:
-    return bool(db.execute(SQL["has_form"], form).fetchone()[0])
-
-
-def _budget_json(budget: Budget) -> str:
-    def text(limit: object) -> str | None:
-        return None if limit is None else str(limit)
-
-    return _encode(
-        {
-            "scope": str(budget.scope),
-            "limit_usd": text(budget.limit_usd),
-            "limit_coins": text(budget.limit_coins),
-            "period": budget.period,
-            "zone": budget.zone,
-            "alert_at": budget.alert_at,
-            "soft": budget.soft,
-            "max_values": budget.max_values,
-            "enabled": budget.enabled,
-        }
-    ).decode()
-
-
-def _budget(text: str) -> Budget:
-    row = msgspec.json.decode(text)
-    for name in ("limit_usd", "limit_coins"):
-        row[name] = None if row[name] is None else Decimal(row[name])
-    return Budget(**{**row, "alert_at": tuple(row["alert_at"])})
-
-
-def _put_key(db: sqlite3.Connection, row: KeyRow) -> None:
-    known = _find_key(db, row.sha256)
-    if known is not None and known.id != row.id:
-        raise StoreError(f"key {row.id!r}: another key has the same secret")
-    db.execute(SQL["put_key"], (row.id, row.sha256, _encode(row)))
-
-
-def _find_key(db: sqlite3.Connection, sha256: str) -> KeyRow | None:
-    row = db.execute(SQL["find_key"], (sha256,)).fetchone()
-    return None if row is None else _decode_key(row[0])

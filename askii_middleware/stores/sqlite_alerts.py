@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -65,3 +65,13 @@ def _find(db: sqlite3.Connection, name: str) -> tuple[int, int, str | None, floa
 
 def _alerts(rows: Iterable[tuple[int, bytes]]) -> list[Alert]:
     return [msgspec.structs.replace(_decode(alert), seq=seq) for seq, alert in rows]
+
+
+def about(db: sqlite3.Connection, named: Callable[[str], bool]) -> list[int]:
+    """The numbers of those about scopes that are `named`."""
+    return [seq for seq, alert in db.execute(SQL["all_alerts"]) if named(_decode(alert).scope)]
+
+
+def drop(db: sqlite3.Connection, numbers: Iterable[int]) -> None:
+    """Forget alerts, whoever still waits for them."""
+    db.executemany(SQL["drop_alert"], [(number,) for number in numbers])

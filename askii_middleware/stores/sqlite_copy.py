@@ -211,8 +211,9 @@ _PLANS = {
 def _begin(db: sqlite3.Connection) -> None:
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, 1)", (UNFINISHED,))
     tables = {plan.source for plan in _PLANS.values()} - {"workers"}
-    for table in (*tables, "budgets", "keys", "askers", "item_versions", "sqlite_sequence"):
+    for table in (*tables, "budgets", "keys", "digests", "askers", "item_versions", "sqlite_sequence"):
         db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
+    db.execute("UPDATE meta SET value = 0 WHERE name LIKE 'pruned%'")
     db.execute("DELETE FROM workers WHERE worker <> ?", (ELSEWHERE,))
     db.execute(SQL["new_forms"])
 
@@ -222,7 +223,32 @@ def _ends(db: sqlite3.Connection) -> list[EndRow]:
     found = [EndRow("alerts", last), EndRow("records", db.execute("SELECT max(seq) FROM records").fetchone()[0] or 0)]
     places = db.execute("SELECT partition, max(place) FROM records GROUP BY partition")
     found += [EndRow(str(partition), place) for partition, place in places]
+    if any(value for (value,) in db.execute("SELECT value FROM meta WHERE name LIKE 'pruned%'")):
+        calls, cost, _, records_cost, *_ = db.execute(SQL["totals"], (0,)).fetchone()
+        sums = {"calls": calls, "cost_nano_usd": cost, "records_nano_usd": records_cost}
+        found += [EndRow(name, last) for name, last in sums.items()]
     return [row for row in found if row.last]
+
+
+def _load_ends(db: sqlite3.Connection, ends: dict[str, int]) -> None:
+    """What this engine sees in its rows it does not keep; numbers of alerts are not used again, and what rows that are
+    gone came to still counts.
+    """
+    if "alerts" in ends:
+        db.execute(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'alerts', ? WHERE NOT EXISTS "
+            "(SELECT 1 FROM sqlite_sequence WHERE name = 'alerts')",
+            (ends["alerts"],),
+        )
+    calls, cost, records, records_cost, *_ = db.execute(SQL["totals"], (0,)).fetchone()
+    placed = sum(last for name, last in ends.items() if name.isdecimal())
+    for name, ever, present in (
+        ("calls", ends.get("calls", calls), calls),
+        ("calls_nano_usd", ends.get("cost_nano_usd", cost), cost),
+        ("records", max(placed, records), records),
+        ("records_nano_usd", ends.get("records_nano_usd", records_cost), records_cost),
+    ):
+        db.execute(SQL["pruned"], (f"pruned_{name}", ever - present))
 
 
 def _export(db: sqlite3.Connection, plan: _Plan, after: str | None, limit: int) -> Page:
@@ -237,12 +263,7 @@ def _export(db: sqlite3.Connection, plan: _Plan, after: str | None, limit: int) 
 
 def _load(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
     if table == "ends":
-        # What this engine sees in its rows it does not keep, but numbers of alerts are not used again.
-        db.executemany(
-            "INSERT INTO sqlite_sequence (name, seq) SELECT 'alerts', ? WHERE NOT EXISTS "
-            "(SELECT 1 FROM sqlite_sequence WHERE name = 'alerts')",
-            [(row.last,) for row in rows if row.name == "alerts"],
-        )
+        _load_ends(db, {row.name: row.last for row in rows})
         return
     plan = _PLANS[table]
     columns = plan.columns.replace(_BEHIND, "position")

@@ -197,7 +197,7 @@ def settle(db: sqlite3.Connection, settlement: Settlement, now_s: float) -> Sett
     db.executemany(_AGGREGATE, [(hour, *row) for row in settlement.aggregates])
     record = complete_record(settlement.record, late=late, coins=coins)
     partition = partition_of(settlement.tenant)
-    db.execute(_RECORD, (call_id, settlement.tenant, candidate, admitted_at_s, record, partition))
+    db.execute(_RECORD, (call_id, settlement.tenant, candidate, admitted_at_s, record, partition, now_s))
     return Settled(coins, late, duplicate=False)
 
 

@@ -11,7 +11,7 @@ def _lines(name: str) -> list[str]:
 
 def _statements() -> dict[str, str]:
     found: dict[str, list[str]] = {}
-    for line in (*_lines("queries.sql"), *_lines("queries_outbox.sql")):
+    for line in (*_lines("queries.sql"), *_lines("queries_outbox.sql"), *_lines("queries_reading.sql")):
         if line.startswith("-- name: "):
             found[line.removeprefix("-- name: ")] = body = []
         elif line and not line.startswith("--"):
@@ -20,7 +20,5 @@ def _statements() -> dict[str, str]:
 
 
 SQL = _statements()
-STEPS = tuple(
-    "\n".join(_lines(name)) for name in ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")
-)
+STEPS = tuple("\n".join(_lines(f"schema{number}.sql")) for number in ("", "_2", "_3", "_4", "_5", "_6"))
 """Scripts that each bring the schema one version further, the first from nothing to version 1."""

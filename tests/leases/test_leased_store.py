@@ -527,6 +527,16 @@ async def test_two_loops_in_turn_use_one_store_and_its_credit(tmp_path: Path) ->
     assert await asyncio.to_thread(lambda: [asyncio.run(use(n)) for n in range(2)]) == [0, 1]
 
 
+async def test_upkeep_is_the_stores_own(tmp_path: Path) -> None:
+    inner = open_store(f"sqlite:///{tmp_path / 'askii.db'}")
+    store = LeasedStore(inner)
+    with pytest.raises(StoreError, match="not open"):
+        await store.tend()
+    await store.open()
+    await store.tend()
+    await store.close()
+
+
 # Configuration --------------------------------------------------------------------------------------------------------
 
 

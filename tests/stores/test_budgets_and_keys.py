@@ -77,6 +77,48 @@ async def test_budgets_come_back_whole_and_in_order(client: Client) -> None:
     assert await client.store.budgets() == [exempt, rich]
 
 
+async def test_budgets_are_found_by_their_keys(client: Client) -> None:
+    for scope in ("tenant=a", "tenant=b", "tenant=b,model=*"):
+        await client.store.set_budget(budget(scope, 7))
+    found = await client.store.budgets_of(("tenant=b|daily", "tenant=b|daily", "tenant=b|monthly", "tenant=a|daily"))
+    assert sorted(each.key for each in found) == ["tenant=a|daily", "tenant=b|daily"]
+    assert await client.store.budgets_of(()) == []
+    assert await client.store.budget("tenant=a|daily") == budget("tenant=a", 7)
+    await client.store.remove_budget("tenant=a|daily")
+    assert await client.store.budget("tenant=a|daily") is None
+    assert await client.store.budget("tenant=\0|daily") is None
+
+
+async def test_budgets_are_listed_in_pages_by_key(client: Client) -> None:
+    names = [f"tenant=t{number:02d}" for number in range(25)]
+    for name in names:
+        await client.store.set_budget(budget(name, 1))
+    seen: list[str] = []
+    while page := await client.store.budgets(after=f"{seen[-1]}|daily" if seen else "", limit=10):
+        assert len(page) <= 10
+        seen += [str(each.scope) for each in page]
+    assert seen == names
+    assert await client.store.budgets(limit=0) == []
+    assert await client.store.budgets(limit=-1) == []
+    assert [str(each.scope) for each in await client.store.budgets(after="tenant=t23|")] == names[23:]
+    assert [str(each.scope) for each in await client.store.budgets(after="tenant=t23\0")] == names[23:]
+
+
+async def test_budgets_whose_scope_has_a_text_in_it_are_found(client: Client) -> None:
+    for scope in ("tenant=daily", "tenant=acme", "tenant=acme,model=*", "global"):
+        await client.store.set_budget(budget(scope, 7))
+
+    async def found(text: str, after: str = "", limit: int | None = None) -> list[str]:
+        return [str(each.scope) for each in await client.store.budgets(contains=text, after=after, limit=limit)]
+
+    assert await found("daily") == ["tenant=daily"]
+    assert await found("acme") == ["tenant=acme,model=*", "tenant=acme"]
+    assert await found("acme", limit=1) == ["tenant=acme,model=*"]
+    assert await found("acme", after="tenant=acme,model=*|daily") == ["tenant=acme"]
+    assert await found("=*") == ["tenant=acme,model=*"]
+    assert await found("%") == await found("\0") == await found("ü") == await found("|") == []
+
+
 async def test_removing_a_budget_says_whether_there_was_one(client: Client) -> None:
     await client.store.set_budget(budget("tenant=a", 7))
     assert await client.store.remove_budget("tenant=a|daily")

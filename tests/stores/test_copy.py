@@ -164,7 +164,7 @@ async def goes_on(client: Client) -> list[Any]:
     # Numbers of alerts ascend; where a crossing was reported before, some engines leave one out.
     told += [msgspec.structs.replace(alert, seq=0) for alert in await store.recent_alerts(100)]
     today = client.index.windows(clock.now_s)["daily|UTC"][0]
-    told += [await store.records(5, 7), await store.tenant_spend("daily", today, 9)]
+    told += [await store.records(5, 7), await store.top_spend("tenant=", today.start_s, today.end_s, 9)]
     return told
 
 
@@ -232,7 +232,7 @@ async def test_where_an_engine_has_let_old_records_go_delivery_goes_on_with_the_
         told: list[Any] = [await store.dead_letters("lago"), await store.pending()]
         told += [await client.settle("new"), await client.settle("other", tenant="globex"), await store.pending()]
         told += [await client.waiting("lago"), await store.retry_dead("lago"), await client.waiting("lago")]
-        return told
+        return [*told, await store.totals()]
 
     await lived(source, clock, long_ago)
     assert all(table.equal for table in await moved(source, target, clock))
@@ -241,6 +241,38 @@ async def test_where_an_engine_has_let_old_records_go_delivery_goes_on_with_the_
     clock.now_s = at_s
     assert await lived(target, clock, next_ones) == before
     assert before[5] == ["new", "other"]
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.product(["sqlite", "postgres"], ENGINES)))
+async def test_what_was_pruned_still_counts_in_the_copy(one: str, other: str, place: Place, clock: Clock) -> None:
+    source, target = place(one), place(other)
+
+    async def long_ago(client: Client) -> Any:
+        store = client.store
+        await store.register_sinks(["lago"])
+        for number in range(5):
+            await client.settle(f"s{number}", 10, at_s=clock.now_s - DAY_S)
+        await client.deliver("lago", *map(delivered, (1, 2, 3)), dead(4))
+        clock.advance(3 * DAY_S)
+        bound_s = clock.now_s - 2 * DAY_S
+        assert await store.prune(records_before_s=bound_s, aggregates_before_s=bound_s, limit=9) == 3 + 1
+        return await store.totals()
+
+    async def next_one(client: Client) -> list[Any]:
+        store = client.store
+        told: list[Any] = [await store.totals(), await store.pending(), await client.waiting("lago")]
+        await client.settle("new", 7)
+        return [*told, await store.totals(), await store.latest("acme", 9), await store.retry_dead("lago")]
+
+    before = await lived(source, clock, long_ago)
+    assert all(table.equal for table in await moved(source, target, clock))
+    at_s = clock.now_s
+    here = await lived(source, clock, next_one)
+    clock.now_s = at_s
+    assert await lived(target, clock, next_one) == here
+    assert here[0] == before
+    assert before[:4] == (5, 50, 5, 50)
+    assert here[3][:4] == (6, 57, 6, 57)
 
 
 # What a copy refuses, and what is left of one that was cut short ------------------------------------------------------

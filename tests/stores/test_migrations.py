@@ -6,9 +6,13 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from askii_middleware.aggregates import EVERYTHING
+from askii_middleware.errors import StoreError
 from askii_middleware.stores import open_store
+from askii_middleware.stores.base import KeyRow, SpendRow, partition_of
 from askii_middleware.stores.sqlite_schema import APPLICATION_ID
 from askii_middleware.stores.sqlite_sql import STEPS
 
@@ -126,3 +130,58 @@ async def test_an_old_ledger_that_was_brought_up_to_date_has_the_schema_of_a_new
         with contextlib.closing(sqlite3.connect(tmp_path / name)) as file:
             schemas.append(file.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall())
     assert schemas[0] == schemas[1]
+
+
+async def test_keys_and_records_of_version_5_are_found_by_what_came_later(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "askii.db"
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.create_function("partition_of", 1, partition_of, deterministic=True)
+        for step in STEPS[:5]:
+            old.executescript(step)
+        old.executescript(f"PRAGMA user_version = 5; PRAGMA application_id = {APPLICATION_ID}")
+        for number, tenant in enumerate(("acme", "other", "acme")):
+            row = KeyRow(id=f"k{number}", sha256=f"{number:064x}", tenant=tenant)
+            old.execute("INSERT INTO keys VALUES (?, ?, ?)", (row.id, row.sha256, msgspec.json.encode(row)))
+            old.execute(
+                "INSERT INTO records (call_id, tenant, candidate, admitted_at_s, record, partition, place) "
+                "VALUES (?, ?, 0, ?, ?, ?, ?)",
+                (f"c{number}", tenant, NOON_S, b'{"cost_nano_usd":7}', partition_of(tenant), 1 + number // 2),
+            )
+        old.commit()
+    store = open_store(f"sqlite:///{path}", clock=clock)
+    await store.open()
+    assert [row.id for row in await store.keys(tenant="acme")] == ["k0", "k2"]
+    first = await store.find_key(f"{0:064x}")
+    assert first == KeyRow(id="k0", sha256=f"{0:064x}", tenant="acme")
+    await store.put_key(msgspec.structs.replace(first, sha256="aa" * 32, former_sha256=first.sha256))
+    assert await store.find_key("aa" * 32) == await store.find_key(f"{0:064x}")
+    with pytest.raises(StoreError, match="k1"):
+        await store.put_key(KeyRow(id="k1", sha256=first.sha256, tenant="other"))
+    assert [seq for seq, _ in await store.latest("acme", 9)] == [3, 1]
+    # Their age is that of their calls, since nobody wrote down when they were settled.
+    clock.advance(9 * 86_400)
+    assert await store.prune(records_before_s=clock.now_s - 8 * 86_400, aggregates_before_s=None, limit=9) == 1
+    assert [seq for seq, _ in await store.records()] == [2, 3]
+    totals = await store.totals()
+    assert (totals.records, totals.records_nano_usd) == (3, 21)
+    await store.close()
+
+
+async def test_the_sums_of_everything_hold_the_hours_before_there_were_any(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "askii.db"
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.create_function("partition_of", 1, partition_of, deterministic=True)
+        for step in STEPS[:5]:
+            old.executescript(step)
+        old.executescript(f"PRAGMA user_version = 5; PRAGMA application_id = {APPLICATION_ID}")
+        hour = NOON_S // 3600
+        for scope in ("tenant=acme", "tenant=other", "user=u", "key=k"):
+            old.execute("INSERT INTO aggregates VALUES (?, ?, 'm', 'p', 1, 2, 3, -4)", (hour, scope))
+            old.execute("INSERT INTO aggregates VALUES (?, ?, 'm2', 'p', 1, 2, 3, 5)", (hour + 1, scope))
+        old.commit()
+    store = open_store(f"sqlite:///{path}", clock=clock)
+    await store.open()
+    spans = await store.spend_over(EVERYTHING, (NOON_S, NOON_S + 3600, NOON_S + 7200))
+    assert spans == [[SpendRow("m", "p", 2, 4, 6, -8)], [SpendRow("m2", "p", 2, 4, 6, 10)]]
+    assert (await store.totals())[:2] == (4, 2)
+    await store.close()

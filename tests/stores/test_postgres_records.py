@@ -41,7 +41,7 @@ async def test_a_reader_never_passes_a_record_that_is_not_committed_yet(
         other.execute(f"SET search_path = {namespace}".encode())
         other.execute("SELECT settling()")
         record = b'{"call_id":"slow","cost_nano_usd":1}'
-        other.execute("SELECT append_record(0, 'slow', 'other', 0, 1.5, %s, 0, false)", (record,))
+        other.execute("SELECT append_record(0, 'slow', 'other', 0, 1.5, %s, 0, false, 1.5)", (record,))
         await clients[0].settle("quick", 1)
         reading = asyncio.ensure_future(clients[1].store.records())
         await asyncio.sleep(0.2)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from askii_middleware.admission import Window
 from askii_middleware.stores import memory_holds, memory_outbox
 from askii_middleware.stores.base import AggregateRow, SpendRow, Totals
 from askii_middleware.stores.memory import MemoryStore
@@ -74,24 +73,6 @@ async def test_records_are_read_on_in_the_order_of_settlement(client: Client) ->
     assert [msgspec.json.decode(body)["call_id"] for _, body in first + rest] == ["c0", "c1", "c2", "c3", "c4"]
     assert await client.store.records(after_seq=rest[-1][0]) == []
     assert await client.store.records(limit=0) == []
-
-
-async def test_the_tenants_with_the_highest_spend_come_first(client: Client) -> None:
-    for tenant, cost in (("low", 1), ("high", 50), ("mid,=|%", 20), ("also-mid", 20)):
-        scope = f"tenant={tenant.replace('%', '%25').replace(',', '%2C').replace('=', '%3D').replace('|', '%7C')}"
-        row = AggregateRow(scope, "m", "p", 1, 1, 1, cost)
-        team = AggregateRow(f"{scope},team=t", "m", "p", 1, 1, 1, 1000)
-        await client.settle(tenant, cost, tenant=tenant, aggregates=(row, team))
-    await client.settle("yesterday", 1000, tenant="low", at_s=NOON_S - DAY_S)
-    today = Window(int(NOON_S) - DAY_S // 2, int(NOON_S) + DAY_S // 2)
-    assert await client.store.tenant_spend("daily", today, 3) == [("high", 50), ("also-mid", 20), ("mid,=|%", 20)]
-    assert await client.store.tenant_spend("daily", today, 9) == [
-        ("high", 50),
-        ("also-mid", 20),
-        ("mid,=|%", 20),
-        ("low", 1),
-    ]
-    assert await client.store.tenant_spend("daily", Window(0, 3600), 9) == []
 
 
 async def test_memory_forgets_passed_records_beyond_its_bound_but_not_their_sum(

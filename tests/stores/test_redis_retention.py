@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from askii_middleware.admission import Window
+from askii_middleware.errors import StoreError
 from askii_middleware.stores.base import PARTITIONS, AggregateRow, StaleFormsError
-from askii_middleware.stores.redis import RedisStore
+from askii_middleware.stores.redis import RedisStore, forgetting
 from askii_middleware.stores.redis.wire import Part
 
-from .support import DAY_S, NOON_S, Client, Clock, budget, dead, delivered
+from .support import ACME, DAY_S, NOON_S, Client, Clock, budget, dead, delivered
 
 
 @pytest.fixture
@@ -117,7 +117,13 @@ async def test_what_a_ledger_keeps_without_an_end_does_not_grow_with_its_calls(
 async def test_aggregates_expire_400_days_after_their_day(ledger: RedisStore, caller: Client) -> None:
     await caller.settle("a", 10)
     day = int(NOON_S) // DAY_S
-    for name in (f"a:{day}:tenant=acme", "ad:tenant=acme", f"t:d{day}", f"t:h{int(NOON_S) // 3600}"):
+    for name in (
+        f"a:{day}:tenant=acme",
+        "ad:tenant=acme",
+        f"t:d{day}:tenant=",
+        f"tp:{day}",
+        f"t:h{int(NOON_S) // 3600}",
+    ):
         left = await ledger._call("TTL", name)
         assert 400 * DAY_S <= left <= 401 * DAY_S, name
     await caller.settle("b", 10, at_s=NOON_S - 10 * DAY_S)
@@ -131,11 +137,14 @@ async def test_the_highest_spend_is_summed_from_hours_at_the_edges_and_days_betw
     costs = {-3601: 1, -3600: 20, 0: 300, DAY_S: 4000, 2 * DAY_S - 1: 50_000, 2 * DAY_S: 600_000, 2 * DAY_S + 3600: 7}
     for after, cost in costs.items():
         await caller.settle(f"{after}", cost, at_s=midnight + after)
-    window = Window(midnight - 3600, midnight + 2 * DAY_S + 3600)
-    assert await ledger.tenant_spend("9d", window, 5) == [("acme", 654_320)]
-    assert await ledger.tenant_spend("total", Window(0, 1 << 53), 5) == [("acme", 654_328)]
-    assert await ledger.tenant_spend("daily", Window(midnight, midnight + DAY_S), 5) == [("acme", 300)]
-    assert await ledger.tenant_spend("daily", Window(midnight, midnight), 5) == []
+
+    async def highest(start_s: float, end_s: float) -> list[int]:
+        return [row.cost_nano_usd for row in await ledger.top_spend("tenant=", start_s, end_s, 5)]
+
+    assert await highest(midnight - 3600, midnight + 2 * DAY_S + 3600) == [654_320]
+    assert await highest(0, 1 << 53) == [654_328]
+    assert await highest(midnight, midnight + DAY_S) == [300]
+    assert await highest(midnight, midnight) == []
     assert await ledger._call("EXISTS", "t:sums") == 0
 
 
@@ -274,3 +283,106 @@ async def test_an_answer_that_comes_late_takes_no_terms_back(
     late.set()
     await lost
     assert known() == {"tenant=a|daily": 100, "tenant=b|daily": 100, "tenant=c|daily": 100}
+
+
+async def test_records_may_be_pruned_before_their_time_but_none_that_a_sink_has_not_passed(
+    ledger: RedisStore, caller: Client
+) -> None:
+    await ledger.register_sinks(["s"])
+    for n in range(6):
+        await caller.settle(f"a{n}", 10)
+    await caller.deliver("s", delivered(1), dead(2), delivered(3), delivered(5))
+    before = await ledger.totals()
+    caller.clock.advance(25 * 3600)
+    now_s = caller.clock.now_s
+    assert await ledger.prune(records_before_s=now_s, aggregates_before_s=None, limit=9) == 0
+    caller.clock.advance(1)
+    assert await ledger.prune(records_before_s=NOON_S, aggregates_before_s=None, limit=9) == 0
+    assert await ledger.prune(records_before_s=now_s, aggregates_before_s=None, limit=2) == 2
+    assert await ledger.prune(records_before_s=now_s, aggregates_before_s=None, limit=9) == 1
+    assert await ids(caller) == ["a3", "a4", "a5"]
+    assert [letter.call_id for letter in await ledger.dead_letters("s")] == ["a1"]
+    assert await caller.waiting("s") == ["a3", "a5"]
+    await caller.deliver("s", delivered(4), delivered(6))
+    assert await ledger.prune(records_before_s=now_s, aggregates_before_s=None, limit=9) == 2
+    assert await ids(caller) == ["a5"]  # the newest of its partition
+    assert [number for number, _ in await ledger.latest("acme", 9)] == [6]
+    assert await ledger.totals() == before
+
+
+async def test_aggregates_may_be_pruned_by_whole_days(ledger: RedisStore, caller: Client) -> None:
+    midnight = NOON_S - DAY_S / 2
+    scopes = ("tenant=acme", "tenant=acme,user=u", "key=k", "global/0")
+    for n, at_s in enumerate((midnight - 3600, midnight, midnight + 3600)):
+        rows = tuple(AggregateRow(scope, "m", "p", 1, 1, 1, 10**n) for scope in scopes)
+        await caller.settle(f"c{n}", 10**n, at_s=at_s, aggregates=rows)
+    before = await ledger.totals()
+    assert await ledger.prune(records_before_s=None, aggregates_before_s=midnight + 7200, limit=3) == 3
+    assert await ledger.prune(records_before_s=None, aggregates_before_s=midnight + 7200, limit=3) == 1
+    assert await ledger.prune(records_before_s=None, aggregates_before_s=midnight + 7200, limit=3) == 0
+    for scope in scopes:
+        (row,) = await ledger.spend(scope, 0, NOON_S)
+        assert row.cost_nano_usd == 110, scope
+    (top,) = await ledger.top_spend("tenant=acme,user=", 0, NOON_S, 9)
+    assert top.cost_nano_usd == 110
+    assert await ledger.totals() == before
+    assert await ledger._call("EXISTS", f"tp:{int(midnight) // DAY_S - 1}") == 0
+
+
+async def test_a_tenants_list_of_newest_records_stays_short_and_goes_with_them(
+    ledger: RedisStore, caller: Client
+) -> None:
+    await ledger.settle_many([caller.settlement(f"c{n}", 1) for n in range(450)])
+    assert 100 <= await ledger._call("LLEN", "l:acme") <= 200
+    assert [number for number, _ in await ledger.latest("acme", 100)] == list(range(450, 350, -1))
+    assert 8 * DAY_S - 5 <= await ledger._call("TTL", "l:acme") <= 8 * DAY_S
+
+
+async def test_an_erasure_that_another_one_has_overtaken_stops(
+    ledger: RedisStore, caller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.settle_many([caller.settlement(f"c{n}", 1) for n in range(1200)])
+    before = await ledger.records(limit=2000)
+    own_run = ledger._run
+
+    async def overtaken(name: str, args: Sequence[Part] = (), **options: Any) -> Any:
+        if name == "rewrite" and args[2] != 0:
+            await ledger._call("HSET", "meta", f"n{ACME}", "somebody else")
+        return await own_run(name, args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "PIECE", 500)
+        patch.setattr(ledger, "_run", overtaken)
+        with pytest.raises(StoreError, match="another erasure has begun"):
+            await ledger.erase("acme")
+    assert await ledger.records(limit=2000) == before
+    assert (await ledger.erase("acme")).records == 1200
+    assert await ledger._call("EXISTS", f"on:{ACME}") == 0
+    assert await ledger._call("TTL", f"o:{ACME}") == -1
+
+
+async def test_what_is_settled_and_trimmed_during_an_erasure_is_where_it_belongs(
+    ledger: RedisStore, caller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.settle_many([caller.settlement(f"c{n}", 1) for n in range(1200)])
+    own_run, meanwhile = ledger._run, iter(range(9))
+
+    async def busy(name: str, args: Sequence[Part] = (), **options: Any) -> Any:
+        answer = await own_run(name, args, **options)
+        if name == "rewrite" and args[3] != "":
+            number = next(meanwhile)
+            await caller.settle(f"new{number}", 1)
+            await ledger._call("XTRIM", f"o:{ACME}", "MINID", f"{3 + 2 * number}-0")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "PIECE", 500)
+        patch.setattr(ledger, "_run", busy)
+        assert (await ledger.erase("acme")).records == 1200
+    records = await ledger.records(limit=2000)
+    assert [number for number, _ in records] == list(range(5, 1203))
+    assert await ids(caller, 1200) == ["new0", "new1"]
+    again = await caller.settle("new1", 1)
+    assert again.duplicate
+    await caller.settle("next", 1)
+    assert await ids(caller, 1202) == ["next"]

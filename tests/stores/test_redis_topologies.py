@@ -16,10 +16,10 @@ import pytest
 
 from askii_middleware.errors import StoreError
 from askii_middleware.stores import open_store
-from askii_middleware.stores.base import Store
+from askii_middleware.stores.base import Erased, KeyRow, Store
 
 from ..servers import Sentinel, Valkey, cluster, replicated, running, wait_until
-from .support import Client, Clock, again, budget, delivered
+from .support import DAY_S, Client, Clock, again, budget, delivered
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,19 @@ async def main_operations(store: Store, clock: Clock) -> None:
     assert (await store.totals()).cost_nano_usd == 750
     assert await store.put_item("kind", "name", b"value")
     assert [item.value for item in await store.items("kind")] == [b"value"]
+    await store.put_key(KeyRow(id="k", sha256="00" * 32, tenant="acme", former_sha256="11" * 32))
+    assert [await store.find_key(digits * 32) for digits in ("00", "11")] == await store.keys(tenant="acme") * 2
+    day_s = clock.now_s // DAY_S * DAY_S
+    (row,) = await store.spend("tenant=acme", day_s - 3600, day_s + DAY_S + 3600)
+    (top,) = await store.top_spend("tenant=", day_s - 3600, day_s + DAY_S + 3600, 9)
+    assert (row.cost_nano_usd, top.cost_nano_usd) == (750, 750)
+    assert len(await store.latest("acme", 9)) == len(await store.latest(None, 9)) == 2
+    assert await store.prune(records_before_s=clock.now_s, aggregates_before_s=None, limit=9) == 0
+    with pytest.raises(StoreError, match="has not got all"):
+        await store.erase("acme")
+    await client.deliver("s", delivered(2))
+    assert await store.erase("acme") == Erased(records=2, aggregates=1, keys=1, budgets=0)
+    assert (await store.totals()).cost_nano_usd == 750
 
 
 # Cluster --------------------------------------------------------------------------------------------------------------

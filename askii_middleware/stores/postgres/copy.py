@@ -101,10 +101,13 @@ class PostgresCopier(Copier):
         tables = {table for plan in _PLANS.values() for table in plan.tables} - {"workers", "partitions"}
         async with self._transaction() as connection:
             await connection.execute("INSERT INTO meta VALUES (%s, 1) ON CONFLICT DO NOTHING", (UNFINISHED,))
-            names = ", ".join(sorted({*tables, "budgets", "keys", "item_kinds", "owners", "draws"}))
+            names = ", ".join(sorted({*tables, "budgets", "digests", "keys", "item_kinds", "owners", "draws"}))
             await connection.execute(f"TRUNCATE {names}".encode())
             await connection.execute("DELETE FROM workers WHERE worker <> %s", (ELSEWHERE,))
             await connection.execute("UPDATE partitions SET last = 0")
+            await connection.execute(
+                "UPDATE pruned SET calls = 0, cost_nano_usd = 0, records = 0, records_nano_usd = 0"
+            )
             await connection.execute("ALTER SEQUENCE record_numbers RESTART")
             await connection.execute("UPDATE meta SET value = 0 WHERE name = 'last_alert'")
             await connection.execute(
@@ -119,20 +122,21 @@ class PostgresCopier(Copier):
         if table == "budgets":
             return Page(await self._store.budgets(), None)
         if table == "keys":
-            return Page(await self._store.keys(), None)
+            keys = await self._store.keys(after=after or "", limit=limit)
+            return Page(keys, keys[-1].id if len(keys) == limit else None)
         if table == "ends":
             return Page([EndRow(*row) for row in await self._all(_ENDS)], None)
         plan = _PLANS[table]
-        keys = plan.key.split(", ")
+        names = plan.key.split(", ")
         beyond: list[Any] = [] if after is None else msgspec.json.decode(after)
-        where = f"{plan.only} AND ({plan.key}) > ({', '.join(['%s'] * len(keys))})" if beyond else plan.only
+        where = f"{plan.only} AND ({plan.key}) > ({', '.join(['%s'] * len(names))})" if beyond else plan.only
         rows = await self._all(
             f"SELECT {plan.key}, {plan.columns} FROM {plan.source} WHERE {where} ORDER BY {plan.key} LIMIT %s",  # noqa: S608
             *beyond,
             limit,
         )
-        last = _encode(rows[-1][: len(keys)]).decode() if len(rows) == limit else None
-        return Page([plan.read(row[len(keys) :]) for row in rows], last)
+        last = _encode(rows[-1][: len(names)]).decode() if len(rows) == limit else None
+        return Page([plan.read(row[len(names) :]) for row in rows], last)
 
     async def load(self, table: str, rows: Sequence[Row]) -> None:
         if table == "budgets":
@@ -145,8 +149,8 @@ class PostgresCopier(Copier):
             async with self._transaction() as connection, connection.cursor() as cursor:
                 if table == "ends":
                     for row in rows:
-                        if row.name in ("alerts", "records") or row.name.isdecimal():
-                            await cursor.execute(*_end(row))
+                        await cursor.execute(*_end(row))
+                    await cursor.execute(_EVER_RECORDS)
                 else:
                     for text, values in _PLANS[table].write(rows):
                         await cursor.executemany(text.encode(), values)
@@ -216,7 +220,7 @@ _HELD = _insert(
     "ON CONFLICT (counter, worker) DO UPDATE SET nano_usd = counters.nano_usd + excluded.nano_usd",
 )
 _HOLD = "call_id, state, until_s, worker, nano_usd, counters, ends, candidate, admitted_at_s, sequence, answer, about"
-_RECORD = "partition, seq, n, call_id, tenant, candidate, admitted_at_s, coins, late, record"
+_RECORD = "partition, seq, n, call_id, tenant, candidate, admitted_at_s, settled_at_s, coins, late, record"
 _OPERATION = "key, call_id, tenant, until_s, payload"
 
 
@@ -261,7 +265,8 @@ def _write_records(rows: Sequence[RecordRow]) -> _Writes:
     values = []
     for row in rows:
         ending = _decode_ending(row.record)
-        values.append((*row[:7], ending.askii_coins, ending.late, row.record))
+        # Nobody says when it was settled: not before it was admitted, and if that is forgotten, a day ago at the least.
+        values.append((*row[:7], row.admitted_at_s, ending.askii_coins, ending.late, row.record))
     return [(_insert("records", _RECORD), values)]
 
 
@@ -355,12 +360,27 @@ _PLANS = {
 _ENDS = """
     SELECT 'alerts', value FROM meta WHERE name = 'last_alert' AND value > 0
     UNION ALL SELECT 'records', max(n) FROM records HAVING max(n) > 0
-    UNION ALL SELECT partition::text, last FROM partitions WHERE last > 0"""
+    UNION ALL SELECT partition::text, last FROM partitions WHERE last > 0
+    UNION ALL SELECT name, value::text::bigint FROM totals(NULL) AS found,
+        unnest(
+            ARRAY['calls', 'cost_nano_usd', 'records_nano_usd'], ARRAY[found -> 0, found -> 1, found -> 3]
+        ) AS ever (name, value)
+        WHERE EXISTS (SELECT FROM pruned WHERE calls <> 0 OR cost_nano_usd <> 0 OR records <> 0)"""
+_EVER = {
+    "calls": b"UPDATE pruned SET calls = calls + %s - (totals(NULL) ->> 0)::numeric",
+    "cost_nano_usd": b"UPDATE pruned SET cost_nano_usd = cost_nano_usd + %s - (totals(NULL) ->> 1)::numeric",
+    "records_nano_usd": b"UPDATE pruned SET records_nano_usd = records_nano_usd + %s - (totals(NULL) ->> 3)::numeric",
+}
+"""What was pruned is what is missing of the sums over all rows ever written."""
+_EVER_RECORDS = b"""
+    UPDATE pruned SET records = greatest((SELECT sum(last) FROM partitions) - (SELECT count(*) FROM records), 0)"""
 
 
 def _end(row: EndRow) -> tuple[bytes, tuple[Any, ...]]:
     if row.name == "alerts":
         return b"UPDATE meta SET value = %s WHERE name = 'last_alert'", (row.last,)
+    if row.name in _EVER:
+        return _EVER[row.name], (row.last,)
     if row.name == "records":
         return b"SELECT setval('record_numbers', %s)", (row.last,)
     return b"UPDATE partitions SET last = %s WHERE partition = %s", (row.last, int(row.name))

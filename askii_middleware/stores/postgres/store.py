@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from .alerts import PostgresAlerts
+from .forgetting import PostgresForgetting
 from .items import PostgresItems
 from .ledger import PostgresLedger
 from .outbox import PostgresOutbox
 from .reading import PostgresReading
 
 
-class PostgresStore(PostgresLedger, PostgresReading, PostgresOutbox, PostgresAlerts, PostgresItems):
+class PostgresStore(PostgresLedger, PostgresForgetting, PostgresReading, PostgresOutbox, PostgresAlerts, PostgresItems):
     """See `Store`. Every operation is one call of one function in the database, which is one transaction.
 
     Args:

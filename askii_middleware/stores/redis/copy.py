@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from ..copying import Copier, Page, Row
 from ..rows import PARTITIONS
-from .copy_rows import AGGREGATES_S, Command, commands, sink_commands
+from .copy_rows import AGGREGATES_S, Command, aggregate_args, commands, sink_commands
 from .copy_walks import WALKS
 from .store import SCHEMA, UNFINISHED, RedisStore
 from .wire import Part, text
@@ -126,11 +127,16 @@ class RedisCopier(Copier):
         elif table == "sinks":
             ends = await server.on("HMGET", "meta", *(f"o{n}" for n in range(PARTITIONS)))
             await server.all(sink_commands(rows, {n: int(end or 0) for n, end in enumerate(ends)}))
+        elif table == "aggregates":
+            await server.run("load_aggregates", *chain.from_iterable(map(aggregate_args, rows)))
         elif table == "aside":
             for row in rows:
                 await server.run("load_aside", *row)
         else:
             await server.all(commands(table, rows, await self.now_s()))
+        if table == "records":
+            newest = ((row.tenant, row.partition, row.position, row.seq) for row in rows)
+            await server.run("list_records", *chain.from_iterable(newest))
 
     async def export(self, table: str, after: str | None, limit: int) -> Page:
         """A walk goes on where it stands: `after` only tells its beginning."""

@@ -26,6 +26,7 @@ from ..copying import (
 from ..rows import Alert, Operation
 from ..rules import COUNTER_S, ELSEWHERE
 from .answers import told_admission
+from .requests import place_of
 from .wire import Part
 
 Command = tuple[Part, ...]
@@ -129,24 +130,11 @@ def _carry(row: CarryRow, _now_s: float) -> Iterator[Command]:
     yield "HSET", "carries", row.subscription, f"{row.coins} {row.pico_coins}"
 
 
-def _hour(row: HourRow, now_s: float) -> Iterator[Command]:
-    """As `record.lua` does it."""
-    day = row.hour // 24
-    model = row.model.encode("utf-8", "surrogatepass")
-    place = b"%d:%d:%b%b" % (row.hour, len(model), model, row.provider.encode("utf-8", "surrogatepass"))
-    key, days = f"a:{day}:{row.scope}", f"ad:{row.scope}"
-    for kind, amount in zip(b"rioc", row[4:], strict=True):
-        yield "HSET", key, bytes((kind,)) + place, amount
-    yield "ZADD", days, day, day
-    expiring = [key, days]
-    if row.scope.startswith("tenant=") and "," not in row.scope:
-        expiring += [f"t:h{row.hour}", f"t:d{day}"]
-        for name in expiring[2:]:
-            yield "ZINCRBY", name, -row.cost_nano_usd, row.scope
-        yield "HINCRBY", "meta", "calls", row.requests
-        yield "HINCRBY", "meta", "cost_nano_usd", row.cost_nano_usd
-    for name in expiring:
-        yield "EXPIRE", name, int(max((day + 1) * 86_400 - now_s, 0) + AGGREGATES_S)
+def aggregate_args(row: HourRow) -> tuple[Part, ...]:
+    """As `lua/load_aggregates.lua` takes it."""
+    amounts = " ".join(map(str, row[4:]))
+    place = place_of(row.model, row.provider)
+    return row.scope, row.hour, row.hour // 24, place, amounts, row.requests, row.cost_nano_usd
 
 
 def _record(row: RecordRow, now_s: float) -> Iterator[Command]:
@@ -162,8 +150,10 @@ def _record(row: RecordRow, now_s: float) -> Iterator[Command]:
 
 
 def _end(row: EndRow, _now_s: float) -> Iterator[Command]:
-    field = END_FIELDS.get(row.name, f"o{row.name}")
-    yield "HSET", "meta", field, row.last
+    if row.name in END_FIELDS:
+        yield "HSET", "meta", END_FIELDS[row.name], row.last
+    elif row.name.isdecimal():
+        yield "HSET", "meta", f"o{row.name}", row.last
 
 
 def _alert(row: AlertRow, _now_s: float) -> Iterator[Command]:
@@ -214,7 +204,6 @@ _WRITERS: dict[str, Callable[[Any, float], Iterator[Command]]] = {
     "seats": _seat,
     "operations": _operation,
     "carries": _carry,
-    "aggregates": _hour,
     "records": _record,
     "ends": _end,
     "alerts": _alert,

@@ -27,13 +27,13 @@ from ..copying import (
 from ..rows import PARTITIONS, Alert
 from .answers import Marker, admission, operation
 from .copy_rows import END_FIELDS
+from .reading import names_of
 from .wire import text
 
 if TYPE_CHECKING:
     from .copy import Server
 
 Walk = AsyncGenerator[list[Row], None]
-_KINDS = b"rioc"
 _decode_alert = msgspec.json.Decoder(Alert).decode
 _decode_counters = msgspec.msgpack.Decoder(tuple[tuple[str, int], ...]).decode
 
@@ -42,8 +42,11 @@ async def _budgets(server: Server, _limit: int) -> Walk:
     yield list(await server.budgets())
 
 
-async def _keys(server: Server, _limit: int) -> Walk:
-    yield list(await server.keys())
+async def _keys(server: Server, limit: int) -> Walk:
+    after = ""
+    while rows := await server.keys(after=after, limit=limit):
+        yield rows
+        after = rows[-1].id
 
 
 async def _members(server: Server, key: str, limit: int) -> AsyncGenerator[list[tuple[str, float]], None]:
@@ -163,12 +166,11 @@ async def _aggregates(server: Server, _limit: int) -> Walk:
 
 
 def _hours(scope: str, day: dict[bytes, bytes]) -> list[HourRow]:
-    places = {name[1:] for name in day}
+    """See `lua/sums.lua`."""
     rows = []
-    for place in sorted(places):
-        hour, size, names = place.split(b":", 2)
-        amounts = [int(day.get(bytes((kind,)) + place, 0)) for kind in _KINDS]
-        rows.append(HourRow(int(hour), scope, text(names[: int(size)]), text(names[int(size) :]), *amounts))
+    for field in sorted(field for field in day if field.startswith(b"h")):
+        hour, _, place = text(field)[1:].partition(":")
+        rows.append(HourRow(int(hour), scope, *names_of(place), *map(int, day[field].split())))
     return rows
 
 

@@ -109,7 +109,7 @@ class Planner:
                 partition_of(settlement.tenant),
                 str(hour),
                 str(hour // 24),
-                _rows(settlement.aggregates, hour),
+                _rows(settlement.aggregates),
                 _cost_of(record),
                 plans,
                 spans,
@@ -203,11 +203,16 @@ def _text(data: bytes) -> msgspec.Raw:
     return msgspec.Raw((b"\xda" + size.to_bytes(2) if size < 1 << 16 else b"\xdb" + size.to_bytes(4)) + data)
 
 
-def _rows(aggregates: Sequence[AggregateRow], hour: int) -> list[tuple[object, ...]]:
-    """Each scope, model and provider once, the latter in one text that tells them apart whatever they are made of."""
+def place_of(model: str, provider: str) -> str:
+    """One text for both that tells them apart whatever they are made of."""
+    return f"{len(model.encode('utf-8', 'surrogatepass'))}:{model}{provider}"
+
+
+def _rows(aggregates: Sequence[AggregateRow]) -> list[tuple[object, ...]]:
+    """Each scope, model and provider once."""
     rows: dict[tuple[str, str], list[int]] = {}
     for scope, model, provider, *amounts in aggregates:
-        names = scope, f"{hour}:{len(model.encode('utf-8', 'surrogatepass'))}:{model}{provider}"
+        names = scope, place_of(model, provider)
         known = rows.get(names)
         rows[names] = amounts if known is None else list(map(add, known, amounts))
     return [(*names, *map(_clipped, amounts)) for names, amounts in rows.items()]

@@ -6,7 +6,7 @@ from ...errors import StoreError
 from ..base import Store
 from ..copying import unfinished_error
 from .alerts import RedisAlerts
-from .budgets import RedisBudgets
+from .forgetting import RedisForgetting
 from .items import RedisItems
 from .ledger import RedisLedger
 from .outbox import RedisOutbox
@@ -18,7 +18,7 @@ UNFINISHED = "unfinished_copy"
 """The member of `meta` that marks the target of a copy."""
 
 
-class RedisStore(RedisBudgets, RedisAlerts, RedisOutbox, RedisReading, RedisItems, RedisLedger, Store):
+class RedisStore(RedisForgetting, RedisAlerts, RedisOutbox, RedisReading, RedisItems, RedisLedger, Store):
     """The ledger in Redis or Valkey. See `Store`, and `RedisBase` for the arguments.
 
     Records stay readable for 8 days, and until every sink has passed them; calls are remembered for 25 hours after

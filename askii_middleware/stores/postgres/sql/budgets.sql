@@ -1,4 +1,4 @@
--- Budgets and keys. Invariants: budgets_version grows with every edit and each edited row carries its number;
+-- Budgets. Invariants: budgets_version grows with every edit and each edited row carries its number;
 -- forms_version grows exactly when the set of (shape, period, zone) of the stored budgets changes. Both follow the clock
 -- in milliseconds, so that a version is not used again after a restore that has lost edits.
 
@@ -75,29 +75,19 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION budgets_all() RETURNS json
+-- Those after a key whose scope has a text in it, by key. Without a limit: all.
+CREATE OR REPLACE FUNCTION budgets_after(p_after text, p_limit bigint, p_contains text) RETURNS json
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(json_agg(budget ORDER BY key COLLATE "C"), '[]') FROM budgets WHERE budget IS NOT NULL
+    SELECT coalesce(json_agg(budget ORDER BY key), '[]') FROM (
+        SELECT key, budget FROM budgets
+        WHERE budget IS NOT NULL AND key > p_after
+            AND strpos(left(key, -1 - length(period)), p_contains) > 0
+        ORDER BY key LIMIT p_limit
+    ) AS found
 $$;
 
--- False, and nothing changed: another key has the same secret.
-CREATE OR REPLACE FUNCTION put_key(p_id text, p_sha256 text, p_key json) RETURNS boolean
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
-BEGIN
-    INSERT INTO keys VALUES (p_id, p_sha256, p_key)
-    ON CONFLICT (id) DO UPDATE SET sha256 = excluded.sha256, key = excluded.key;
-    RETURN true;
-EXCEPTION WHEN unique_violation THEN
-    RETURN false;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION keys_all() RETURNS json
+CREATE OR REPLACE FUNCTION budgets_of(p_keys json) RETURNS json
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(json_agg(key ORDER BY id COLLATE "C"), '[]') FROM keys
-$$;
-
-CREATE OR REPLACE FUNCTION find_key(p_sha256 text) RETURNS json
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT key FROM keys WHERE sha256 = p_sha256
+    SELECT coalesce(json_agg(budget), '[]') FROM budgets
+    WHERE budget IS NOT NULL AND key IN (SELECT value FROM json_array_elements_text(p_keys))
 $$;

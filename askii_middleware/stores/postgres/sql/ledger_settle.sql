@@ -214,7 +214,7 @@ BEGIN
         WHERE partition IN (SELECT (job ->> 'partition')::integer FROM jsonb_array_elements(p_items) AS job)
         ORDER BY partition FOR UPDATE;
     END IF;
-    PERFORM append_settled(job, result)
+    PERFORM append_settled(job, result, v_now_s)
     FROM unnest(v_results) WITH ORDINALITY AS done (result, number)
     JOIN jsonb_array_elements(p_items) WITH ORDINALITY AS asked (job, number) USING (number)
     WHERE result ? 'candidate' ORDER BY number;
@@ -226,7 +226,7 @@ END
 $$;
 
 -- The record ends with the two members that only the store knows, like `rows.complete_record`.
-CREATE OR REPLACE FUNCTION append_settled(p_item jsonb, p_result jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION append_settled(p_item jsonb, p_result jsonb, p_now_s double precision) RETURNS void
 LANGUAGE sql AS $$
     SELECT append_record(
         (p_item ->> 'partition')::integer, p_item ->> 'call_id', p_item ->> 'tenant',
@@ -235,7 +235,7 @@ LANGUAGE sql AS $$
             left(p_item ->> 'record', -1) || ',"late":' || (p_result -> 'answer' ->> 1)
             || ',"askii_coins":' || (p_result -> 'answer' ->> 0) || '}', 'UTF8'
         ),
-        (p_result -> 'answer' ->> 0)::numeric, (p_result -> 'answer' ->> 1)::boolean
+        (p_result -> 'answer' ->> 0)::numeric, (p_result -> 'answer' ->> 1)::boolean, p_now_s
     )
 $$;
 

@@ -7,7 +7,7 @@ LANGUAGE plpgsql AS $$  -- which keeps its plans
 BEGIN
     INSERT INTO aggregates AS known
     SELECT
-        row ->> 0, p_hour, row ->> 1, row ->> 2,
+        (row ->> 0) COLLATE "C", p_hour, row ->> 1, row ->> 2,
         sum((row ->> 3)::numeric)::bigint, sum((row ->> 4)::numeric)::bigint,
         sum((row ->> 5)::numeric)::bigint, sum((row ->> 6)::numeric)::bigint
     FROM jsonb_array_elements(p_rows) AS row
@@ -30,7 +30,7 @@ $$;
 -- The end of a settlement. The partition stays locked until it is committed; what is read here decides nothing more.
 CREATE OR REPLACE FUNCTION append_record(
     p_partition integer, p_call_id text, p_tenant text, p_candidate integer, p_admitted_at_s double precision,
-    p_record bytea, p_coins numeric, p_late boolean
+    p_record bytea, p_coins numeric, p_late boolean, p_now_s double precision
 ) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -38,8 +38,8 @@ DECLARE
 BEGIN
     UPDATE partitions SET last = last + 1 WHERE partition = p_partition RETURNING last INTO STRICT v_seq;
     INSERT INTO records VALUES (
-        p_partition, v_seq, nextval('record_numbers'), p_call_id, p_tenant, p_candidate, p_admitted_at_s, p_coins,
-        p_late, p_record
+        p_partition, v_seq, nextval('record_numbers'), p_call_id, p_tenant, p_candidate, p_admitted_at_s, p_now_s,
+        p_coins, p_late, p_record
     );
     RETURN v_seq;
 END
@@ -67,26 +67,53 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     SELECT record FROM records WHERE call_id = p_call_id
 $$;
 
--- [[model, provider, requests, input tokens, output tokens, nano-USD], ...] of the hours in [p_first, p_last).
-CREATE OR REPLACE FUNCTION spend(p_scope text, p_first bigint, p_last bigint) RETURNS json
+-- [[span, model, provider, requests, input tokens, output tokens, nano-USD], ...] of several scopes together. Span n, from
+-- 1, has the hours from edge n on and before the next one; edges ascend.
+CREATE OR REPLACE FUNCTION spend_over(p_scopes json, p_edges json) RETURNS json
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+DECLARE
+    v_scopes text[] := ARRAY(SELECT json_array_elements_text(p_scopes));
+    v_edges bigint[] := ARRAY(SELECT json_array_elements_text(p_edges)::bigint);
+BEGIN
+    RETURN (
+        SELECT coalesce(json_agg(json_build_array(
+            span, model, provider, requests, input_tokens, output_tokens, cost_nano_usd
+        ) ORDER BY span, model, provider), '[]') FROM (
+            SELECT width_bucket(hour, v_edges) AS span, model, provider, sum(requests) AS requests,
+                sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
+                sum(cost_nano_usd) AS cost_nano_usd
+            FROM aggregates
+            WHERE scope = ANY (v_scopes) AND hour >= v_edges[1] AND hour < v_edges[cardinality(v_edges)]
+            GROUP BY 1, model, provider
+        ) AS found
+    );
+END
+$$;
+
+-- [[scope, requests, input tokens, output tokens, nano-USD], ...], the highest first.
+CREATE OR REPLACE FUNCTION top_spend(p_prefix text, p_first bigint, p_last bigint, p_limit bigint) RETURNS json
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(json_agg(json_build_array(
-        model, provider, requests, input_tokens, output_tokens, cost_nano_usd
-    ) ORDER BY model, provider), '[]') FROM (
-        SELECT model, provider, sum(requests) AS requests, sum(input_tokens) AS input_tokens,
-            sum(output_tokens) AS output_tokens, sum(cost_nano_usd) AS cost_nano_usd
-        FROM aggregates WHERE scope = p_scope AND hour >= p_first AND hour < p_last GROUP BY model, provider
+    SELECT coalesce(json_agg(json_build_array(scope, requests, input_tokens, output_tokens, cost)
+        ORDER BY cost DESC, scope), '[]') FROM (
+        SELECT scope, sum(requests) AS requests, sum(input_tokens) AS input_tokens,
+            sum(output_tokens) AS output_tokens, sum(cost_nano_usd) AS cost
+        FROM aggregates WHERE prefix = p_prefix AND hour >= p_first AND hour < p_last
+        GROUP BY scope ORDER BY cost DESC, scope LIMIT p_limit
     ) AS found
 $$;
 
--- [[scope, nano-USD], ...], the highest first.
-CREATE OR REPLACE FUNCTION tenant_spend(p_first bigint, p_last bigint, p_limit bigint) RETURNS json
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(json_agg(json_build_array(scope, cost) ORDER BY cost DESC, scope), '[]') FROM (
-        SELECT scope, sum(cost_nano_usd) AS cost FROM aggregates
-        WHERE hour >= p_first AND hour < p_last AND scope LIKE 'tenant=%' AND strpos(scope, ',') = 0
-        GROUP BY scope ORDER BY cost DESC, scope LIMIT p_limit
-    ) AS found
+-- [[number, record], ...], the newest first, of those before a number. Without a tenant: of all.
+CREATE OR REPLACE FUNCTION latest(p_tenant text, p_before bigint, p_limit bigint) RETURNS json
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    IF p_tenant IS NULL THEN
+        RETURN (SELECT coalesce(json_agg(json_build_array(n, convert_from(record, 'UTF8')::json) ORDER BY n DESC), '[]')
+            FROM (SELECT n, record FROM records WHERE n < p_before ORDER BY n DESC LIMIT p_limit) AS found);
+    END IF;
+    RETURN (SELECT coalesce(json_agg(json_build_array(n, convert_from(record, 'UTF8')::json) ORDER BY n DESC), '[]') FROM (
+        SELECT n, record FROM records WHERE tenant = p_tenant AND n < p_before ORDER BY n DESC LIMIT p_limit
+    ) AS found);
+END
 $$;
 
 -- What a record says it cost. Escapes that no text of the server can hold, such as \u0000, are taken out before it
@@ -100,14 +127,15 @@ LANGUAGE sql IMMUTABLE AS $$
     )::numeric, 0) FROM convert_from(p_record, 'UTF8') AS text
 $$;
 
--- Both sides of the account, each from its own rows.
+-- Both sides of the account, each from its own rows, and from the sums of those that were pruned.
 CREATE OR REPLACE FUNCTION totals(p_now_s double precision) RETURNS json
 LANGUAGE sql SET search_path FROM CURRENT AS $$
     SELECT json_build_array(
-        tenants.calls, tenants.cost, kept.records, kept.cost, held -> 0, held -> 1
-    ) FROM
+        tenants.calls + pruned.calls, tenants.cost + pruned.cost_nano_usd, kept.records + pruned.records,
+        kept.cost + pruned.records_nano_usd, held -> 0, held -> 1
+    ) FROM pruned,
         (SELECT coalesce(sum(requests), 0) AS calls, coalesce(sum(cost_nano_usd), 0) AS cost FROM aggregates
-            WHERE scope LIKE 'tenant=%' AND strpos(scope, ',') = 0) AS tenants,
+            WHERE prefix = 'tenant=') AS tenants,
         (SELECT count(*) AS records, coalesce(sum(cost_of(record)), 0) AS cost FROM records) AS kept,
         held_totals(now_or(p_now_s)) AS held
 $$;

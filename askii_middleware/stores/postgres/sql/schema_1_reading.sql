@@ -26,9 +26,19 @@ CREATE INDEX budgets_form ON budgets (shape, period, zone) WHERE budget IS NOT N
 
 CREATE TABLE keys (
     id text COLLATE "C" PRIMARY KEY,
-    sha256 text NOT NULL UNIQUE,
+    tenant text COLLATE "C" NOT NULL,
     key json NOT NULL            -- KeyRow
 );
+
+CREATE INDEX keys_tenant ON keys (tenant, id);
+
+-- What opens a key: its digest, and the one before its last rotation. Each opens one key.
+CREATE TABLE digests (
+    sha256 text COLLATE "C" PRIMARY KEY,
+    id text COLLATE "C" NOT NULL
+);
+
+CREATE INDEX digests_id ON digests (id);
 
 -- Named values of some kind, and a number for each kind that changes with them.
 CREATE TABLE items (
@@ -54,11 +64,26 @@ CREATE TABLE aggregates (
     input_tokens bigint NOT NULL,
     output_tokens bigint NOT NULL,
     cost_nano_usd bigint NOT NULL,
+    -- The scope without its last value. Those of `tenant=` together hold every call once.
+    prefix text COLLATE "C" NOT NULL
+        GENERATED ALWAYS AS (left(scope, 1 + length(scope) - strpos(reverse(scope), '='))) STORED,
     PRIMARY KEY (scope, hour, model, provider)
 ) WITH (fillfactor = 80);
 
--- Scopes that are one tenant and nothing else: together they hold every call once.
-CREATE INDEX aggregates_tenants ON aggregates (hour) WHERE scope LIKE 'tenant=%' AND strpos(scope, ',') = 0;
+CREATE INDEX aggregates_prefix ON aggregates (prefix, hour);
+
+-- For pruning: takes next to nothing, because rows lie about in the order of their hours.
+CREATE INDEX aggregates_hour ON aggregates USING brin (hour) WITH (pages_per_range = 32, autosummarize = on);
+
+-- What was pruned, so that sums over the whole ledger stay: one row.
+CREATE TABLE pruned (
+    calls numeric NOT NULL,
+    cost_nano_usd numeric NOT NULL,      -- of the aggregates of tenants
+    records numeric NOT NULL,
+    records_nano_usd numeric NOT NULL    -- as they said themselves
+);
+
+INSERT INTO pruned VALUES (0, 0, 0, 0);
 
 -- The ends of the outbox. A settlement locks its tenant's partition until it is committed, so numbers have no gaps and
 -- whoever sees one sees all before it.
@@ -72,20 +97,24 @@ INSERT INTO partitions SELECT generate_series(0, 15), 0;
 -- Numbers all records of the ledger, in the order in which their partitions were locked; numbers may be left out.
 CREATE SEQUENCE record_numbers;
 
--- Usage records: at once the account, the marker that a call is settled, and the outbox. Never deleted.
+-- Usage records: at once the account, the marker that a call is settled, and the outbox. Pruned a day after their
+-- settlement at the earliest, and when every sink has passed them.
 CREATE TABLE records (
     partition integer NOT NULL,
     seq bigint NOT NULL,         -- from 1 and without gaps in its partition
     n bigint NOT NULL UNIQUE,    -- see record_numbers
     call_id text NOT NULL UNIQUE,
-    tenant text NOT NULL,
+    tenant text COLLATE "C" NOT NULL,
     candidate integer NOT NULL,
     admitted_at_s double precision NOT NULL,
+    settled_at_s double precision NOT NULL,
     coins numeric NOT NULL,      -- the answer to the settlement, for one that is repeated
     late boolean NOT NULL,
     record bytea NOT NULL,       -- JSON, as it was sent
     PRIMARY KEY (partition, seq)
 );
+
+CREATE INDEX records_tenant ON records (tenant, n);
 
 CREATE TABLE sinks (
     sink text COLLATE "C" PRIMARY KEY

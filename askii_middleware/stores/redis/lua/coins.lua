@@ -1,3 +1,4 @@
+-- include: start.lua
 -- Whole coins, in decimal: at a high rate one call may cost more of them than a number holds.
 
 local function limbs(text)

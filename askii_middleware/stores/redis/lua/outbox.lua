@@ -48,6 +48,27 @@ local function find_entry(partition, seq)
     return found[1] and entry_of(found[1], partition)
 end
 
+-- The place in a partition of the last entry whose number is at most this one: numbers ascend with the places, some of
+-- which may be empty.
+local function place_of(partition, number)
+    local first = redis.call('XRANGE', P .. 'o:' .. partition, '-', '+', 'COUNT', 1)[1]
+    if not first then
+        return last_of(partition)
+    end
+    local low, high = entry_of(first, partition).seq - 1, last_of(partition)
+    while low < high do
+        local middle = math.ceil((low + high) / 2)
+        local found = redis.call('XRANGE', P .. 'o:' .. partition, whole(middle), '+', 'COUNT', 1)[1]
+        local entry = found and entry_of(found, partition)
+        if entry and entry.number <= number then
+            low = entry.seq
+        else
+            high = middle - 1
+        end
+    end
+    return low
+end
+
 -- At most `limit` entries in the order of settlement, of each partition those after `starts[partition]`.
 local function merged(starts, limit, skip)
     local queues = {}

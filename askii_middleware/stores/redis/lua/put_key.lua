@@ -1,15 +1,17 @@
--- Store or replace a key. ARGV[2...]: id, digest, row. Answers with 1, or 0 if another key has this digest. Invariant:
--- `key_ids` leads from each key's digest, and from no other, to its row in `keys`.
--- include: start.lua
-local id, digest, row = ARGV[2], ARGV[3], ARGV[4]
-local taken = redis.call('HGET', P .. 'key_ids', digest)
-if taken and taken ~= id then
-    return 0
+-- Store or replace a key. ARGV[2...]: id, tenant, row, digests. Answers with 1, or 0 if another key has one of these.
+-- include: keys.lua
+local id, tenant, row = ARGV[2], ARGV[3], ARGV[4]
+for n = 5, #ARGV do
+    local taken = redis.call('HGET', P .. 'key_ids', ARGV[n])
+    if taken and taken ~= id then
+        return 0
+    end
 end
-local known = redis.call('HGET', P .. 'keys', id)
-if known then
-    redis.call('HDEL', P .. 'key_ids', cjson.decode(known).sha256)
-end
+forget_key(id)
 redis.call('HSET', P .. 'keys', id, row)
-redis.call('HSET', P .. 'key_ids', digest, id)
+redis.call('ZADD', P .. 'key_order', 0, id)
+redis.call('ZADD', P .. 'key_order:' .. tenant, 0, id)
+for n = 5, #ARGV do
+    redis.call('HSET', P .. 'key_ids', ARGV[n], id)
+end
 return 1

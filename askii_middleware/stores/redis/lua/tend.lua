@@ -3,33 +3,13 @@
 -- passed, and no alert that a channel in use has not acknowledged; what is set aside has a copy of its own.
 --
 -- Allowed where memory is full: it is what frees it.
--- include: outbox.lua
+-- include: trim.lua
 -- include: values.lua
 local KEPT_S, UNUSED_S, AT_ONCE = 691200, 2592000, 500
 
 local sinks = redis.call('SMEMBERS', P .. 'sinks')
 for partition = 0, PARTITIONS - 1 do
-    local passed, old = last_of(partition), nil
-    for _, sink in ipairs(sinks) do
-        passed = math.min(passed, tonumber(redis.call('HGET', P .. 'k:' .. sink, 'p' .. partition)))
-    end
-    for _, raw in ipairs(redis.call('XRANGE', P .. 'o:' .. partition, '-', '+', 'COUNT', 1)) do
-        old = entry_of(raw, partition).at_s + KEPT_S <= now
-    end
-    if old then
-        local after
-        for _, raw in ipairs(redis.call('XRANGE', P .. 'o:' .. partition, '-', '+', 'COUNT', AT_ONCE)) do
-            local entry = entry_of(raw, partition)
-            if entry.seq > passed or entry.at_s + KEPT_S > now then
-                break
-            end
-            redis.call('HDEL', P .. 'records', entry.call_id)
-            after = entry.seq + 1
-        end
-        if after then
-            redis.call('XTRIM', P .. 'o:' .. partition, 'MINID', whole(after) .. '-0')
-        end
-    end
+    trim(partition, passed_by(sinks, partition), now - KEPT_S, AT_ONCE)
 end
 
 local done = tonumber(redis.call('HGET', P .. 'meta', 'alert_seq')) or 0
