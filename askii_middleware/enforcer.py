@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from .budget_status import BudgetStatus, statuses
+from .budget_status import BudgetStatus
 from .budgets import Budget, Scope
 from .counting import whole_count
 from .currency import NANO
@@ -65,8 +65,7 @@ class BudgetEnforcer:
         tracker = self._tracker
         values = tracker.values_of(scope)
         states = await tracker.read_lines(values)
-        stored = {budget.key: budget.terms for budget in await tracker.store.budgets()}
-        return statuses(states, tracker.index.matches(values), stored, tracker.rates.current())
+        return await tracker.told(states, tracker.index.matches(values))
 
 
 class CostCalculator:

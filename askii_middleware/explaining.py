@@ -101,7 +101,7 @@ class Explaining(Reports):
                 lines.append(lines[-1])
             else:
                 lines.append(await self.store.status(candidate.matches, windows, rate.ratio))
-        stored = {budget.key: budget.terms for budget in await self.store.budgets()}
+        stored = await self.stored_terms(match for candidate in candidates for match in candidate.matches)
 
         def admitted(admission: Admission) -> Call:
             return made_call(

@@ -1,24 +1,30 @@
 """API keys of ours: their secrets, and who holds one. Only digests are kept, never a secret.
 
 A key may be declared in the configuration and stored in the ledger. By key id the stored row wins, so a key that was
-rotated at run time no longer opens with the declared secret, and a revocation on either side wins over everything.
+rotated at run time no longer opens with the declared secret once the overlap is over, and a revocation on either side
+wins over everything.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from hashlib import sha256
 from hmac import compare_digest
+from types import MappingProxyType
 from typing import NamedTuple
 
-from .errors import StoreError
+from .errors import ConfigurationError, StoreError
 from .stores.base import KeyRow, Store
 
 SECRET_PREFIX = "sk-askii-"  # noqa: S105 - how a secret begins, not one
 MAX_SECRET_CHARS = 256
+STALE_S = 3600.0
+"""With `on_store_error = "allow"`: how long a known key opens while the store is away, and so how late a revocation
+may arrive then.
+"""
 
 
 class KeyProblem(Enum):
@@ -66,9 +72,9 @@ class KeyDirectory:
         max_entries: int = 10_000,
         stale_s: float = 0.0,
     ) -> None:
-        rows = tuple(declared)
-        self._declared = {row.sha256: row for row in rows}
-        self._declared_ids = {row.id: row for row in rows}
+        self._declared: dict[str, KeyRow] = {}
+        self._declared_ids: dict[str, KeyRow] = {}
+        self.declare(declared)
         self._store = store
         self._clock = clock
         self._ttl_s = ttl_s
@@ -77,8 +83,26 @@ class KeyDirectory:
         # Two tables, so that a flood of invented secrets cannot push out the keys in use.
         self._known: dict[str, _Seen] = {}
         self._unknown: dict[str, _Seen] = {}
-        self._overrides: dict[str, KeyRow] = {}
-        self._overrides_at_s = float("-inf")
+        self._overrides: dict[str, KeyRow | None] = {}
+        self._age = 0
+        """Moves when everything is forgotten: answers that were asked for before are not remembered."""
+
+    @property
+    def declared(self) -> Mapping[str, KeyRow]:
+        """The configuration's keys by id."""
+        return MappingProxyType(self._declared_ids)
+
+    def declare(self, rows: Iterable[KeyRow]) -> None:
+        """Know further keys of the configuration. Ids that are known already stay as they are. Raises
+        ConfigurationError for two ids with the same secret.
+        """
+        for row in rows:
+            if row.id in self._declared_ids:
+                continue
+            other = self._declared.get(row.sha256)
+            if other is not None:
+                raise ConfigurationError(f"keys: {other.id!r} and {row.id!r} have the same sha256: give each its own")
+            self._declared[row.sha256] = self._declared_ids[row.id] = row
 
     def find_cached(self, secret: str) -> KeyRow | KeyProblem | None:
         """The answer if it is at hand; None: ask `find`. Touches no store."""
@@ -100,45 +124,45 @@ class KeyDirectory:
         if answer is not None:
             return answer
         digest = hash_secret(secret)
-        asked_at_s = self._clock()
+        asked_at_s, age = self._clock(), self._age
         try:
-            answer = self._decide(digest, await self._stored(digest, asked_at_s))
+            answer = self._decide(digest, await self._stored(digest))
         except StoreError:
             stale = self._stale(digest, asked_at_s)
             if stale is None:
                 raise
             return self._checked(stale, digest, asked_at_s)
-        fresh, other = self._known, self._unknown
-        if answer is KeyProblem.UNKNOWN:
-            fresh, other = other, fresh
-        other.pop(digest, None)
-        self._remember(fresh, digest, _Seen(answer, asked_at_s))
+        if age == self._age:
+            fresh, other = self._known, self._unknown
+            if answer is KeyProblem.UNKNOWN:
+                fresh, other = other, fresh
+            other.pop(digest, None)
+            self._remember(fresh, digest, _Seen(answer, asked_at_s))
         return self._checked(answer, digest, asked_at_s)
 
     def forget(self) -> None:
         """Believe nothing that was remembered; for this process's own changes to keys."""
+        self._age += 1
         self._known.clear()
         self._unknown.clear()
-        self._overrides_at_s = float("-inf")
 
-    async def _stored(self, digest: str, now_s: float) -> KeyRow | None:
+    async def _stored(self, digest: str) -> KeyRow | None:
         if self._store is None:
             return None
-        if digest in self._declared and not 0 <= now_s - self._overrides_at_s < self._ttl_s:
+        declared = self._declared.get(digest)
+        if declared is not None:
             # The store may have a row for a declared key under another secret, which only its id tells.
-            rows = await self._store.keys()
-            self._overrides = {row.id: row for row in rows if row.id in self._declared_ids}
-            self._overrides_at_s = now_s
+            self._overrides[declared.id] = await self._store.key(declared.id)
         return await self._store.find_key(digest)
 
     def _decide(self, digest: str, stored: KeyRow | None) -> KeyRow | KeyProblem:
         declared = self._declared.get(digest)
         override = self._overrides.get(declared.id) if declared is not None else None
-        row = stored or (declared if override is None or override.sha256 == digest else None)
+        row = stored or override or declared
         twin = self._declared_ids.get(row.id) if row is not None else None
         if any(found is not None and found.revoked for found in (row, declared, override, twin)):
             return KeyProblem.REVOKED
-        return row or KeyProblem.UNKNOWN
+        return row if row is not None and digest in (row.sha256, row.former_sha256) else KeyProblem.UNKNOWN
 
     def _stale(self, digest: str, now_s: float) -> KeyRow | KeyProblem | None:
         seen = self._known.get(digest)
@@ -155,8 +179,10 @@ class KeyDirectory:
     def _checked(self, answer: KeyRow | KeyProblem, digest: str, now_s: float) -> KeyRow | KeyProblem:
         if isinstance(answer, KeyProblem):
             return answer
+        until_s = answer.expires_at_s
         if not compare_digest(answer.sha256, digest):
-            return KeyProblem.UNKNOWN
-        if answer.expires_at_s is not None and now_s >= answer.expires_at_s:
-            return KeyProblem.EXPIRED
-        return answer
+            if answer.former_sha256 is None or not compare_digest(answer.former_sha256, digest):
+                return KeyProblem.UNKNOWN
+            overlap_s = answer.former_until_s or 0.0
+            until_s = overlap_s if until_s is None else min(until_s, overlap_s)
+        return KeyProblem.EXPIRED if until_s is not None and now_s >= until_s else answer

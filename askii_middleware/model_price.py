@@ -15,6 +15,10 @@ from .usage import TokenUsage
 Amount = Decimal | int | float | str
 """USD. A float counts as the decimal it is written as: 0.1 is one tenth."""
 
+MAX_COUNT = 10**12
+"""Tokens or seconds: far more than there are, and few enough to be written as JSON and multiplied."""
+MAX_EXPONENT = 30
+"""Of ten, in an amount."""
 HIGH_USD_PER_M = 1000
 """Above this many USD per million a price is more likely a wrong unit, and needs `allow_high`."""
 
@@ -111,14 +115,17 @@ class ModelPrice:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        if type(self.allow_high) is not bool or not isinstance(self.provider, str):
+            raise ConfigurationError("allow_high is true or false, and provider is text")
         for name in AMOUNTS:
             value = getattr(self, name)
             if value is not None:
                 put(self, name, usd_amount(name, value, allow_high=self.allow_high))
         put(self, "tiers", self._checked_tiers("tiers", self.tiers))
         served: dict[str, Mapping[str, Any]] = {}
-        for tier, prices in self.service_tiers.items():
+        for tier, given in _table("service_tiers", self.service_tiers).items():
             where = f"service_tiers.{tier}"
+            prices = _table(where, given)
             checked: dict[str, Any] = self._checked_amounts(where, {k: v for k, v in prices.items() if k != "tiers"})
             if "tiers" in prices:
                 checked["tiers"] = self._checked_tiers(f"{where}.tiers", prices["tiers"])
@@ -126,8 +133,8 @@ class ModelPrice:
         put(self, "service_tiers", served)
         for name in ("minimum_seconds", "context_window", "max_output_tokens"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 0):
-                raise ConfigurationError(f"{name}: {value!r} is not a whole number of at least 0")
+            if value is not None and (type(value) is not int or not 0 <= value <= MAX_COUNT):
+                raise ConfigurationError(f"{name}: {value!r:.64} is not a whole number from 0 to {MAX_COUNT}")
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> ModelPrice:
@@ -153,7 +160,7 @@ class ModelPrice:
         return ModelPrice(**{**kept, **amounts, "tiers": tiers, "service_tiers": _NOTHING})
 
     def _checked_amounts(self, where: str, prices: Mapping[str, Amount]) -> dict[str, Decimal]:
-        unknown = sorted(set(prices) - AMOUNTS)
+        unknown = sorted(set(_table(where, prices)) - AMOUNTS)
         if unknown:
             raise ConfigurationError(f"{where}.{unknown[0]}: not a price field")
         return {
@@ -162,13 +169,19 @@ class ModelPrice:
 
     def _checked_tiers(self, where: str, tiers: Mapping[Any, Mapping[str, Amount]]) -> dict[int, dict[str, Decimal]]:
         checked: dict[int, dict[str, Decimal]] = {}
-        for start, prices in tiers.items():
+        for start, prices in _table(where, tiers).items():
             # Keys of TOML and JSON tables are text.
             text = str(start)
             if isinstance(start, bool) or not text.isascii() or not text.isdigit():
                 raise ConfigurationError(f"{where}: {start!r} is not a number of input tokens")
             checked[int(text)] = self._checked_amounts(f"{where}.{text}", prices)
         return dict(sorted(checked.items()))
+
+
+def _table(where: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{where}: {value!r:.64} is not a table of amounts")
+    return value
 
 
 def usd_amount(name: str, value: Any, *, allow_high: bool = False) -> Decimal:
@@ -179,7 +192,7 @@ def usd_amount(name: str, value: Any, *, allow_high: bool = False) -> Decimal:
         amount = Decimal("nan") if isinstance(value, bool) else Decimal(str(value))
     except InvalidOperation:
         amount = Decimal("nan")
-    if not amount.is_finite() or amount < 0 or abs(amount.adjusted()) > 30:
+    if not amount.is_finite() or amount < 0 or abs(amount.adjusted()) > MAX_EXPONENT:
         raise ConfigurationError(f"{name}: {value!r} is not a finite amount in USD of at least 0")
     if amount > HIGH_USD_PER_M and not allow_high and name.endswith(("_per_mtok", "_per_mchar")):
         raise ConfigurationError(

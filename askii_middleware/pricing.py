@@ -50,6 +50,7 @@ class PriceBook:
     A name is looked up, in this order: a price given for it; one given for its family (`gpt-4o` for
     `gpt-4o-2024-11-20`); the catalogue's (`catalogue.locate` says how). A price given for a name applies at every
     provider; where several are given, that of the call's provider wins, then one without a provider, then the first.
+    Prices that `override` gave come before the declared ones of the same name.
 
     Args:
         config: prices in the guides' form; later changes to it count at once.
@@ -75,6 +76,8 @@ class PriceBook:
         self._aliases = {strip(name): target for name, target in aliases.items()}
         self._clock = clock
         self._lock = Lock()
+        self._stored: Mapping[str, Mapping[str, ModelPrice]] = {}
+        self._stored_digest = ""
         self.reload()
 
     def reload(self) -> None:
@@ -89,13 +92,42 @@ class PriceBook:
             label = catalogue_provider(provider)
             if label not in given.get(strip(name), ()):
                 _add(explicit, name, label, price)
-        self._explicit = explicit
+        self._explicit: Mapping[str, Mapping[str, ModelPrice]] = explicit
+        self._compiled_anew()
+
+    def override(self, prices: Mapping[str, Mapping[str, ModelPrice]], digest: str) -> None:
+        """Put prices before the declared ones, in place of those given so before: by model as `strip` writes it, then
+        by provider as the catalogue names it, or "". `digest` tells them from all others.
+        """
+        self._stored = prices
+        self._stored_digest = digest if prices else ""
+        self._compiled_anew()
+
+    def _compiled_anew(self) -> None:
         self._tiers = catalogue.SERVICE_TIERS.union(
-            *(price.service_tiers for by_provider in explicit.values() for price in by_provider.values())
+            *(
+                price.service_tiers
+                for layer in (self._explicit, self._stored)
+                for by_provider in layer.values()
+                for price in by_provider.values()
+            )
         )
         self._version = ""
         self._known: dict[_Key, _Cached] = {}
         self._unknown: dict[_Key, _Cached] = {}
+
+    @property
+    def config(self) -> PricingConfig:
+        """The prices in the guides' form, to be changed at any time."""
+        return self._config
+
+    def declared(self) -> list[tuple[str, str, ModelPrice]]:
+        """Model, provider (or "") and price of every declared price, by model."""
+        if self._config.revision != self._revision:
+            self.reload()
+        return [
+            (name, label, price) for name, found in sorted(self._explicit.items()) for label, price in found.items()
+        ]
 
     @property
     def version(self) -> str:
@@ -106,8 +138,8 @@ class PriceBook:
             self.reload()
         if not self._version:
             self._version = catalogue.version()
-            if self._explicit or self._aliases:
-                own = repr((sorted(self._explicit.items()), sorted(self._aliases.items())))
+            if self._explicit or self._aliases or self._stored_digest:
+                own = repr((sorted(self._explicit.items()), sorted(self._aliases.items()))) + self._stored_digest
                 self._version += f"+{sha256(own.encode()).hexdigest()[:8]}"
         return self._version
 
@@ -118,7 +150,14 @@ class PriceBook:
     def family_of(self, model: str) -> str:
         """The canonical name's family, or itself where a price was given for it."""
         name = canonical(model, self._aliases)
-        return name if name in self._explicit else family(name)
+        return name if name in self._explicit or name in self._stored else family(name)
+
+    def declared_entry(self, name: str) -> str | None:
+        """The name of the entry that prices a canonical name where nothing is overridden. It is the same for every
+        worker at all times, so that budgets on models may depend on it.
+        """
+        found = self._resolve(name, None, None, overrides=False).price
+        return None if found is None else found.model
 
     def warm(self) -> None:
         """Import the catalogue now (about 0.3 s), so that the first call does not wait for it."""
@@ -144,18 +183,19 @@ class PriceBook:
             return None
         tier = (service_tier or "").casefold()
         key = (model, provider, tier if tier in self._tiers else None)
-        cached = self._known.get(key) or self._unknown.get(key)
+        known, unknown = self._known, self._unknown  # a change of prices in another thread puts others in their place
+        cached = known.get(key) or unknown.get(key)
         if cached is not None and cached.until_s > self._clock():
             return cached.price
         price, until_s = self._resolve(*key)
-        cache = self._unknown if price is None else self._known
+        cache = unknown if price is None else known
         with self._lock:
             _remember(cache, key, _Cached(price, until_s))
             if key[2] is not None or tier in _BASE_TIERS:
                 _remember(cache, (model, provider, service_tier), _Cached(price, until_s))
         return price
 
-    def _resolve(self, model: str, provider: str | None, tier: str | None) -> _Cached:
+    def _resolve(self, model: str, provider: str | None, tier: str | None, *, overrides: bool = True) -> _Cached:
         short, name = strip(model), self.canonical(model)
         # An alias to a name with a prefix carries that prefix's provider.
         prefix, _ = split_provider(model)
@@ -164,9 +204,8 @@ class PriceBook:
             prefix, _ = split_provider(target)
         label = prefix or (catalogue_provider(provider) if provider else "")
         for candidate in dict.fromkeys((short, name, family(name))):
-            by_provider = self._explicit.get(candidate)
-            if by_provider:
-                chosen = by_provider.get(label) or by_provider.get("") or next(iter(by_provider.values()))
+            chosen = _chosen(self._stored.get(candidate) if overrides else None, self._explicit.get(candidate), label)
+            if chosen is not None:
                 return _Cached(
                     Price(candidate, chosen, service_tier=tier, max_output_tokens=max_output_tokens(name)), inf
                 )
@@ -182,6 +221,18 @@ class PriceBook:
             Price(entry.name, listed, explicit=False, base=base, max_output_tokens=max_output_tokens(name)),
             until_s,
         )
+
+
+def _chosen(
+    stored: Mapping[str, ModelPrice] | None, declared: Mapping[str, ModelPrice] | None, label: str
+) -> ModelPrice | None:
+    """Of a name's prices the provider's own, else the one without a provider, else the first; stored ones first."""
+    layers = [layer for layer in (stored, declared) if layer]
+    for layer in layers:
+        found = layer.get(label) or layer.get("")
+        if found is not None:
+            return found
+    return next(iter(layers[0].values())) if layers else None
 
 
 def _add(explicit: dict[str, dict[str, ModelPrice]], name: str, provider: str, price: ModelPrice) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from .admission import BudgetState, decide, fitting
+from .admission import BudgetState, BudgetTerms, Match, decide, fitting
 from .admitting import Admitter, exceeded
-from .budget_status import BudgetSummary, BudgetUtilization, statuses, summed_up, utilization_of
-from .budgets import BudgetIndex, Scope, scope_text, window
+from .budget_status import BudgetStatus, BudgetSummary, BudgetUtilization, statuses, summed_up, utilization_of
+from .budgets import BudgetIndex, Scope, day_start_s, scope_text, window, zone_of
 from .calls import CallSpec
 from .counting import check_model, whole_count
 from .currency import NANO, RateSource, nano_to_coins, usd_to_nano
@@ -22,6 +22,7 @@ from .identity import Identity
 from .names import ModelNames
 from .options import OptionBuilder
 from .stores.base import SpendRow, Store
+from .usage_report import aggregated, hours_edge
 
 if TYPE_CHECKING:
     from .modes import Modes
@@ -98,30 +99,38 @@ class Reports(ABC):
         scope: Scope | str,
         period: str | None = None,
         *,
-        start: datetime | None = None,
-        end: datetime | None = None,
+        start: date | None = None,
+        end: date | None = None,
         zone: str = "UTC",
     ) -> SpendSummary:
-        """Spend of a scope in its current `period`, or between `start` and `end` (whole hours; aware datetimes, or
-        naive ones in UTC). Scopes: a tenant, key, user or team, and of that perhaps one model, one provider or both.
-        Raises ValueError for other scopes and wrong spans.
+        """Spend of a scope in its current `period`, or between `start` and `end`.
+
+        Args:
+            scope: `global`, a tenant, key, user or team, or a tenant's user; and of that perhaps one model, one
+                provider or both.
+            period: as a budget's.
+            start: a date, which means the whole day in `zone`; or a moment (an aware datetime, or a naive one in
+                `zone`).
+            end: the same; a day is included, a moment is not. None: until now.
+            zone: whose midnights bound days and periods.
+
+        Sums are kept by UTC hours, and an hour belongs to the span it begins in: `period_start` and `period_end` say
+        which were counted. Raises ValueError for other scopes and wrong spans, ConfigurationError for a zone that is
+        none, StoreError.
         """
         scope = self.names.scope(Scope.parse(scope) if isinstance(scope, str) else scope)
-        whose = [name for name in scope.shape if name not in ("model", "provider")]
-        if len(whose) != 1 or whose[0] not in ("tenant", "key", "user", "team"):
-            raise ValueError(f"spend is kept for one tenant, key, user or team, not for {scope.text!r}")
+        scopes = aggregated(replace(scope, model=None, provider=None))
         if (period is None) == (start is None):
             raise ValueError("give a period, or start and end")
         if period is not None:
-            start_s, end_s = window(period, zone, self.clock())
+            start_s, end_s = map(hours_edge, window(period, zone, self.clock()))
         else:
-            start_s = int(_utc(start).timestamp()) if start else 0
-            end_s = int(_utc(end).timestamp()) if end else int(self.clock()) + 1
+            start_s = _edge_s(start, zone, 0) if start else 0
+            end_s = _edge_s(end, zone, 1) if end else int(self.clock()) + 1
             if end_s <= start_s:
                 raise ValueError("the span ends before it begins")
         await self.ready()
-        # As in the ledger: a value, never a wildcard.
-        rows = await self.store.spend(scope_text({whose[0]: getattr(scope, whose[0])}), start_s, end_s)
+        (rows,) = await self.store.spend_over(scopes, (start_s, end_s))
         rows = [row for row in rows if scope.model in (None, row.model) and scope.provider in (None, row.provider)]
         text = scope_text({name: getattr(scope, name) for name in scope.shape})
         return self._summary(text, rows, start_s, end_s)
@@ -183,9 +192,16 @@ class Reports(ABC):
         values = self.values_of(scope)
         asked = self.names.scope(Scope.parse(scope) if isinstance(scope, str) else scope)
         states = await self.read_lines(values)
-        stored = {budget.key: budget.terms for budget in await self.store.budgets()}
-        lines = statuses(states, self.index.matches(values), stored, self.rates.current())
-        return summed_up(asked.text, lines)
+        return summed_up(asked.text, await self.told(states, self.index.matches(values)))
+
+    async def told(self, states: Iterable[BudgetState], matches: Sequence[Match]) -> list[BudgetStatus]:
+        """The lines that matches met, as people read them. Raises StoreError."""
+        return statuses(states, matches, await self.stored_terms(matches), self.rates.current())
+
+    async def stored_terms(self, matches: Iterable[Match]) -> dict[str, BudgetTerms]:
+        """The stored budgets among those that may govern the matches, by key. Raises StoreError."""
+        keys = {ref.key for match in matches for level in match.levels for ref in level}
+        return {budget.key: budget.terms for budget in await self.store.budgets_of(keys)}
 
     async def check_budget_utilization(self, scope: Scope | str) -> list[BudgetUtilization]:
         """How much of each budget that binds a call of this scope is used, the fullest first. Those without a limit
@@ -272,5 +288,11 @@ class Reports(ABC):
         }
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _edge_s(moment: date, zone: str, days: int) -> int:
+    """Where a span begins or ends: a moment, or the midnight `days` after a day's first."""
+    try:
+        if not isinstance(moment, datetime):
+            return hours_edge(day_start_s(moment + timedelta(days=days), zone))
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=zone_of(zone))).timestamp())
+    except OverflowError:
+        raise ValueError(f"there is no span that begins or ends at {moment}") from None

@@ -52,7 +52,7 @@ class Session:
         new_delivery: makes a delivery loop for the given owner; asked at each start, because an owner is one process
             and a loop's tasks belong to one event loop.
         watcher: follows the named values of the store for as long as the session lives.
-        upkeep: what else every heartbeat does. Raises StoreError and TimeoutError.
+        upkeep: what else every heartbeat does, in order. They raise StoreError and TimeoutError.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Session:
         watcher: ItemWatcher,
         hold_ttl_s: float,
         outbox_max_pending: int,
-        upkeep: Callable[[], Coroutine[Any, Any, None]],
+        upkeep: Sequence[Callable[[], Coroutine[Any, Any, None]]],
         log: EventLog,
     ) -> None:
         self._store = store
@@ -82,7 +82,7 @@ class Session:
         self._watcher = watcher
         self._hold_ttl_s = hold_ttl_s
         self._outbox_max_pending = outbox_max_pending
-        self._upkeep = upkeep
+        self._upkeep = tuple(upkeep)
         self._log = log
         self._outbox_full = False
         self._users = 0
@@ -329,7 +329,8 @@ class Session:
                 await self._writer.adopt_orphans()
                 waiting = await self._store.pending()
                 self._outbox_full = any(count >= self._outbox_max_pending for count in waiting.values())
-                await self._upkeep()
+                for tend in self._upkeep:
+                    await tend()
             except (StoreError, TimeoutError) as error:
                 self._metrics.store_error("heartbeat")
                 self._log.store_failed("heartbeat", error)

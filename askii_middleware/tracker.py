@@ -6,12 +6,10 @@ It prices and admits a call, and turns what is known of its end into one settlem
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from .admissions import Admissions
 from .admitting import Admitter
@@ -33,6 +31,8 @@ from .fallbacks import Fallbacks
 from .identity import Identity
 from .item_watch import ItemWatcher
 from .journal import Journal, journal_beside
+from .key_ring import KeyRing
+from .keys import STALE_S
 from .leased import LeasedStore
 from .logs import EventLog
 from .metering import Meters
@@ -40,19 +40,25 @@ from .metrics import Metrics
 from .modes import Mode, Modes
 from .names import ModelNames
 from .options import DEFAULT_PRICE, ClampOutput, HoldPolicy, OptionBuilder
+from .price_desk import PriceDesk
 from .pricing import ModelPrice, PriceBook, PricingConfig
 from .repricing import Repricing
+from .retention import Retention
+from .running import Running
 from .session import Session
 from .stores import open_store
-from .stores.base import Store
+from .stores.base import KeyRow, Store
 from .tenants import Suspending, TenantBook
-from .tokens import warm as warm_tokenizer
 from .tracing import Tracing
+from .turned import TurnedToday
+from .usage_report import UsageReports
+from .waiting import bounded
 from .writer import LedgerWriter
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from .api.app import CookieSecure, IdentifyTenant
     from .channels.base import AlertChannel
     from .settings import Settings
     from .sinks.base import Sink
@@ -60,7 +66,7 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "sqlite:///askii.db"
 
 
-class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
+class CostTracker(Running, Admissions, Charging, Explaining, Repricing, Suspending, UsageReports):
     """Budgets, metering and billing for one process.
 
     Args:
@@ -69,6 +75,7 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         sinks: receivers of usage records.
         fallbacks: requested model to cheaper models in order; `"*"` for every other text model.
         budgets: declared budgets; those set at run time live in the store and win.
+        keys: declared API keys; those made at run time live in the store and win.
         prices: exact prices by model name, in USD per million tokens.
         aliases: other names of models.
         unknown_price: what happens to a model without a price: `reject`, `default` (at `default_price`), `allow`.
@@ -101,6 +108,8 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         alert_channels: who hears when what is spent crosses a budget's `alert_at`; None: the log.
         traces: `auto`: OpenTelemetry's current span, where there is one, tells of the calls made in it; `off`.
         trace_tenant: whether such spans name the tenant.
+        records_days: for how many days the ledger keeps delivered records, at least 8; None: for good.
+        aggregates_days: for how many days it keeps the hourly sums that reports are made of; None: for good.
         clock: Unix seconds.
     """
 
@@ -112,6 +121,7 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         sinks: Sequence[Sink] = (),
         fallbacks: Mapping[str, Sequence[str]] | None = None,
         budgets: Iterable[Budget] = (),
+        keys: Iterable[KeyRow] = (),
         prices: Mapping[str, ModelPrice] | None = None,
         aliases: Mapping[str, str] | None = None,
         unknown_price: Literal["reject", "default", "allow"] = "reject",
@@ -143,6 +153,8 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         alert_channels: Sequence[AlertChannel] | None = None,
         traces: Literal["auto", "off"] = "auto",
         trace_tenant: bool = True,
+        records_days: int | None = None,
+        aggregates_days: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_choice("unknown_price", unknown_price, "reject", "default", "allow")
@@ -197,6 +209,15 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         journal = Journal(journal_path, max_bytes=journal_max_bytes) if journal_path else None
         self.watcher = ItemWatcher(self.store, answer_timeout_s=settle_timeout_s)
         self.tenants = TenantBook(self.store, self.watcher, clock=clock)
+        self.keys = KeyRing(
+            self.store,
+            keys,
+            ready=self.ready,
+            clock=clock,
+            model_name=self.prices.canonical,
+            stale_s=STALE_S if self._allow_unheld else 0.0,
+        )
+        self.price_desk = PriceDesk(self.store, self.watcher, self.prices, ready=self.ready)
         self.expectations = Expectations()
         self._builder = OptionBuilder(
             self.prices,
@@ -236,6 +257,14 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             on_store_error=self.metrics.store_error,
             log=self.log,
         )
+        self.retention = Retention(
+            self.store,
+            records_days=records_days,
+            aggregates_days=aggregates_days,
+            clock=clock,
+            answer_timeout_s=settle_timeout_s,
+        )
+        self.turned = TurnedToday(self.store, self.metrics.registry, clock=clock, answer_timeout_s=settle_timeout_s)
         self.deferrals = Deferrals()
         self.operations = self._new_operations(settle_timeout_s)
         for sink in self.sinks:
@@ -261,7 +290,10 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             watcher=self.watcher,
             hold_ttl_s=hold_ttl_s,
             outbox_max_pending=outbox_max_pending,
-            upkeep=self.operations.tend,
+            upkeep=(
+                *(self.operations.tend, self.retention.tend, self.turned.tend),
+                lambda: bounded(self.store.tend(), settle_timeout_s),
+            ),
             log=self.log,
         )
 
@@ -271,70 +303,6 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
         from .assembly import tracker_from_settings  # noqa: PLC0415 - the only place that knows every sink
 
         return tracker_from_settings(settings)
-
-    # Life ---------------------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self, *, strict: bool = True) -> None:
-        """Open the ledger and start heartbeat and delivery. Counted: as many `stop`s as `start`s end it.
-
-        Without `strict` an unreachable store is no error: it is tried again at every call and every heartbeat.
-        Raises StoreError, and ConfigurationError for fallbacks that cannot work.
-        """
-        # What takes long to load is loaded now and in a thread, so that no call waits for it on the event loop.
-        await asyncio.to_thread(self._warm_up)
-        self.fallbacks.check(unpriced_allowed=self.unknown_price != "reject")
-        await self._session.start(strict=strict)
-
-    async def stop(self, *, flush_s: float = 5.0) -> None:
-        """Settle what is pending, flush what can be delivered within `flush_s`, and close. What is left stays in the
-        outbox.
-        """
-        if not self._session.leave():
-            return
-        try:
-            await self.deferrals.finish_all(flush_s)
-        finally:
-            await self._session.stop(flush_s)
-            self.log.flush()
-
-    async def flush(self, timeout_s: float = 5.0) -> None:
-        """Write and deliver what waits, within `timeout_s`. What is left stays where it is."""
-        await self._session.flush(timeout_s)
-
-    @property
-    def journal_path(self) -> Path | None:
-        """What the files begin with where charges wait while the store is away; None: they wait in memory."""
-        return self._writer.journal_path
-
-    @property
-    def rejected_path(self) -> Path | None:
-        """The file of charges that the ledger could never take, if there are any."""
-        return self._writer.rejected_path
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The running event loop that serves this tracker, while it is open."""
-        return self._session.running_loop
-
-    def _warm_up(self) -> None:
-        self.prices.warm()
-        warm_tokenizer()
-
-    async def ready(self) -> None:
-        """Open the ledger if it is not open yet. Raises StoreError."""
-        await self._session.ready()
-
-    async def ping(self) -> None:
-        """Raise StoreError unless calls can be admitted and charged."""
-        await self._session.can_hold()
-        await self.store.ping()
 
     # Calls in code ------------------------------------------------------------------------------------------------
 
@@ -389,12 +357,41 @@ class CostTracker(Admissions, Charging, Explaining, Repricing, Suspending):
             context.identity = await context.resolve() or context.identity
         return context.identity
 
-    def journalled(self) -> tuple[int, int]:
-        """Charges that wait on this machine for the ledger, and their bytes. Blocks: call it from threads."""
-        return self._writer.journalled()
-
     def metrics_app(self) -> ASGIApp:
         """An ASGI application that serves the metrics in the Prometheus text format."""
         from .scraping import metrics_app  # noqa: PLC0415 - starlette only where it is served
 
         return metrics_app(self)
+
+    def api(
+        self,
+        admin_token: str | None = None,
+        *,
+        dashboard: bool = True,
+        session_s: float = 43_200.0,
+        cookie_secure: CookieSecure = "auto",
+        identify: IdentifyTenant | None = None,
+    ) -> ASGIApp:
+        """The billing API as an ASGI application to mount anywhere, with the dashboard beside it; see docs/api.md.
+
+        Args:
+            admin_token: at least 16 characters; without it there are no admins and no dashboard, and keys of ours see
+                their own data only.
+            dashboard: whether the pages are there too.
+            session_s: how long a sign-in to them lasts.
+            cookie_secure: whether its cookie goes over TLS only; `auto`: where the request did.
+            identify: gets the ASGI scope of a request without credentials of ours and gives its tenant, such as
+                `lambda scope: scope["state"].get("tenant_id")`; that tenant may read its usage stats.
+
+        Raises ConfigurationError, and MissingExtraError for a dashboard without its extra.
+        """
+        from .api.app import api_app  # noqa: PLC0415 - pydantic and starlette only where it is served
+
+        return api_app(
+            self,
+            admin_token,
+            dashboard=dashboard,
+            session_s=session_s,
+            cookie_secure=cookie_secure,
+            identify=identify,
+        )

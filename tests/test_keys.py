@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from askii_middleware.errors import StoreError
+from askii_middleware.errors import ConfigurationError, StoreError
 from askii_middleware.keys import MAX_SECRET_CHARS, KeyDirectory, KeyProblem, hash_secret, new_secret
 from askii_middleware.stores.base import KeyRow, Store
 
@@ -36,13 +36,13 @@ class Rows:
         self.asked.append(sha256)
         if self.away:
             raise StoreError("away")
-        return next((row for row in self.rows.values() if row.sha256 == sha256), None)
+        return next((row for row in self.rows.values() if sha256 in (row.sha256, row.former_sha256)), None)
 
-    async def keys(self) -> list[KeyRow]:
-        self.asked.append("all")
+    async def key(self, key_id: str) -> KeyRow | None:
+        self.asked.append(key_id)
         if self.away:
             raise StoreError("away")
-        return [self.rows[id_] for id_ in sorted(self.rows)]
+        return self.rows.get(key_id)
 
     def put(self, row: KeyRow) -> None:
         self.rows[row.id] = row
@@ -217,15 +217,78 @@ async def test_revoking_a_key_in_the_file_also_closes_its_rotated_secret(clock: 
     assert await keys.find(GLOBEX) is KeyProblem.REVOKED
 
 
-async def test_many_declared_keys_cost_one_listing_within_the_time_to_live(clock: Clock) -> None:
+async def test_a_declared_key_costs_one_look_by_its_id_within_the_time_to_live(clock: Clock) -> None:
     rows = Rows()
     keys = directory(clock, [key(ACME, "k1"), key(GLOBEX, "k2")], rows)
-    await keys.find(ACME)
+    for _ in range(3):
+        await keys.find(ACME)
     await keys.find(GLOBEX)
-    assert rows.asked.count("all") == 1
+    assert rows.asked == ["k1", hash_secret(ACME), "k2", hash_secret(GLOBEX)]
     clock.now_s += 2.0
     await keys.find(ACME)
-    assert rows.asked.count("all") == 2
+    assert rows.asked.count("k1") == 2
+
+
+def test_keys_that_are_declared_later_change_none_that_are_known(clock: Clock) -> None:
+    keys = directory(clock, [key(ACME, "k1")])
+    keys.declare([key(GLOBEX, "k1"), key(OTHER, "k2")])
+    assert dict(keys.declared) == {"k1": key(ACME, "k1"), "k2": key(OTHER, "k2")}
+    with pytest.raises(ConfigurationError, match="'k2' and 'k3' have the same sha256"):
+        keys.declare([key(OTHER, "k3")])
+
+
+# Rotated keys --------------------------------------------------------------------------------------------------------
+
+
+def rotated(**fields: Any) -> KeyRow:
+    """ACME is the secret from before, GLOBEX the present one."""
+    return key(GLOBEX, "k1", former_sha256=hash_secret(ACME), former_until_s=1060.0, **fields)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_the_secret_before_opens_the_rotated_key_until_the_overlap_is_over(clock: Clock, declared: bool) -> None:
+    keys = directory(clock, [key(ACME, "k1")] if declared else [], Rows([rotated()]))
+    assert await keys.find(ACME) == await keys.find(GLOBEX) == rotated()
+    clock.now_s = 1059.999
+    assert await keys.find(ACME) == rotated()
+    clock.now_s = 1060.0
+    assert keys.find_cached(ACME) is KeyProblem.EXPIRED
+    assert await keys.find(ACME) is KeyProblem.EXPIRED
+    assert await keys.find(GLOBEX) == rotated()
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_revocation_closes_both_secrets_of_a_rotated_key(clock: Clock, declared: bool) -> None:
+    keys = directory(clock, [key(ACME, "k1")] if declared else [], Rows([rotated(revoked=True)]))
+    assert await keys.find(ACME) is KeyProblem.REVOKED
+    assert await keys.find(GLOBEX) is KeyProblem.REVOKED
+
+
+async def test_a_key_that_expires_within_the_overlap_expires_with_both_secrets(clock: Clock) -> None:
+    keys = directory(clock, store=Rows([rotated(expires_at_s=1030.0)]))
+    clock.now_s = 1030.0
+    assert await keys.find(ACME) is KeyProblem.EXPIRED
+    assert await keys.find(GLOBEX) is KeyProblem.EXPIRED
+
+
+async def test_a_former_digest_without_a_moment_opens_nothing(clock: Clock) -> None:
+    row = key(GLOBEX, "k1", former_sha256=hash_secret(ACME))
+    assert await directory(clock, store=Rows([row])).find(ACME) is KeyProblem.EXPIRED
+
+
+async def test_an_answer_that_was_asked_for_before_a_change_is_not_remembered_after_it(clock: Clock) -> None:
+    class Slow(Rows):
+        async def find_key(self, sha256: str) -> KeyRow | None:
+            found = await super().find_key(sha256)
+            if found is not None and not found.revoked:
+                self.put(key(ACME, revoked=True))
+                keys.forget()
+            return found
+
+    keys = directory(clock, store=Slow([key(ACME)]))
+    assert await keys.find(ACME) == key(ACME)
+    assert keys.find_cached(ACME) is None
+    assert await keys.find(ACME) is KeyProblem.REVOKED
 
 
 # Bounds --------------------------------------------------------------------------------------------------------------

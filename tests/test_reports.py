@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,16 @@ async def test_spend_of_one_model_or_provider_is_a_part_of_the_whole(kind: str, 
 @pytest.mark.parametrize(
     ("scope", "options", "error"),
     [
-        ("tenant=acme,user=u1", {"period": "daily"}, ValueError),
-        ("model=big", {"period": "daily"}, ValueError),
-        ("global", {"period": "daily"}, ValueError),
+        ("tenant=acme,team=t1", {"period": "daily"}, ValueError),
+        ("end_user=u1", {"period": "daily"}, ValueError),
+        ("tenant=acme", {"period": "daily", "zone": "Mars/Olympus"}, ConfigurationError),
+        ("tenant=acme", {"start": DAY.date(), "end": date(2025, 12, 31)}, ValueError),
         ("tenant=acme,tag=x", {"period": "daily"}, ValueError),
         ("acme", {"period": "daily"}, ConfigurationError),
         ("tenant=acme", {}, ValueError),
         ("tenant=acme", {"period": "daily", "start": DAY}, ValueError),
         ("tenant=acme", {"start": DAY, "end": DAY}, ValueError),
+        ("tenant=acme", {"start": date.max, "end": date.max}, ValueError),
         ("tenant=acme", {"period": "hourly"}, ConfigurationError),
     ],
 )
