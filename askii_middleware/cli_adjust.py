@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from .cli import show
+from .cli_open import opened_ledger
+from .cli_output import progress, show
 from .currency import nano_to_usd_text
 from .errors import ConfigurationError
 from .repricing import Repriced
-from .settings import load_settings
 from .tracker import CostTracker
 
 
 async def run_action(action: str, arguments: argparse.Namespace) -> int:
     """Open the configured ledger, correct, close it."""
-    settings = load_settings(arguments.config)
-    if settings.store.startswith("memory://"):
-        raise ConfigurationError("store: memory:// lives inside one running process; this command cannot reach it")
-    tracker = CostTracker.from_settings(settings)
-    await tracker.store.open()
-    try:
-        return await _ACTIONS[action](tracker, arguments)
-    finally:
-        await tracker.store.close()
+    async with opened_ledger(arguments.config) as ledger:
+        return await _ACTIONS[action](ledger.tracker, arguments)
 
 
 async def _adjust(tracker: CostTracker, arguments: argparse.Namespace) -> int:
@@ -68,7 +59,7 @@ async def _adjust(tracker: CostTracker, arguments: argparse.Namespace) -> int:
 async def _reprice(tracker: CostTracker, arguments: argparse.Namespace) -> int:
     since = _moment("--since", arguments.since)
     until = None if arguments.until is None else _moment("--until", arguments.until)
-    with _progress() as on_progress:
+    with progress("records read") as on_progress:
         done = await tracker.write_repricing(
             arguments.model,
             since=since,
@@ -124,25 +115,6 @@ def _moment(option: str, text: str) -> datetime:
         raise ConfigurationError(
             f"reprice: {option} takes a date or a moment such as 2026-01-31 or 2026-01-31T12:00:00Z, not {text[:64]!r}"
         ) from None
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """A line that moves on a terminal, where `rich` is installed."""
-    try:
-        from rich.console import Console  # noqa: PLC0415 - only where it is shown
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-    except ImportError:
-        yield lambda _read: None
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _read: None
-        return
-    columns = SpinnerColumn(), TextColumn("{task.completed:.0f} records read"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("reprice", total=None)
-        yield lambda read: progress.update(task, completed=read)
 
 
 _ACTIONS = {"adjust": _adjust, "reprice": _reprice}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from decimal import Decimal
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import httpx
 
-from .cli import plain_text, show
 from .cli_check_sinks import check_sinks
+from .cli_open import opened_ledger
+from .cli_output import plain_text, show
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import AskiiError, StoreError, UnknownModelError
 from .settings import Settings, UpstreamSettings, limits_nothing, load_settings
@@ -43,7 +45,8 @@ async def check(config: str | None, *, as_json: bool) -> int:
         try:
             await tracker.store.open()
             await tracker.store.ping()
-            stored = bool(await tracker.store.budgets())
+            await tracker.watcher.look()  # prices that were set at run time
+            stored = bool(await tracker.store.budgets(limit=1))
             found("store", "ok", tracker.store.url)
             if limits_nothing(settings) and not stored:
                 found("budgets", "warning", "no budget limits anything")
@@ -96,22 +99,45 @@ def _credentials(name: str, table: UpstreamSettings) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def show_price(model: str, config: str | None, *, as_json: bool) -> int:
-    """Print the rates of a model. Raises UnknownModelError where it has none."""
-    tracker = CostTracker.from_settings(load_settings(config))
+async def run_action(action: str, arguments: argparse.Namespace) -> int:
+    """Check the configuration, or show a price."""
+    if action == "check":
+        return await check(arguments.config, as_json=arguments.json)
+    return await show_price(arguments.model, arguments.config, as_json=arguments.json)
+
+
+async def show_price(model: str, config: str | None, *, as_json: bool) -> int:
+    """Print the rates of a model. Raises UnknownModelError where it has none, StoreError."""
+    settings = load_settings(config)
+    stored: set[str] = set()
+    if _may_hold_prices(settings):
+        async with opened_ledger(config) as ledger:
+            tracker = ledger.tracker
+            stored = {one.model for one in await ledger.prices.list() if one.source == "store"}
+    else:
+        tracker = CostTracker.from_settings(settings)
     price = tracker.price_of(model)
     if price is None:
         raise UnknownModelError(model)
+    source = "configuration" if price.explicit else tracker.prices.version
     show(
         {
             "model": price.model,
             "provider": price.provider,
-            "source": "configuration" if price.explicit else tracker.prices.version,
+            "source": "store" if price.explicit and price.model in stored else source,
             **{f"{bucket}_usd_per_mtok": _text(price.usd_per_mtok(bucket)) for bucket in SHOWN_BUCKETS},
         },
         as_json=as_json,
     )
     return 0
+
+
+def _may_hold_prices(settings: Settings) -> bool:
+    """Whether there is a ledger to look into: to ask for a price makes none."""
+    scheme, _, place = settings.store.partition(":///")
+    if scheme == "sqlite":
+        return Path(place.partition("?")[0]).is_file()
+    return not settings.store.startswith("memory://")
 
 
 def _text(amount: Decimal | None) -> str | None:

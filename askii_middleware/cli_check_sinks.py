@@ -42,7 +42,8 @@ async def known_tenants(settings: Settings, tracker: CostTracker) -> list[str]:
     named |= {settings.default_tenant} if settings.default_tenant else set()
     named |= {tenant for budget in (*settings.budgets, *await store.budgets()) if (tenant := _tenant(budget))}
     month = window("monthly", "UTC", tracker.clock())
-    named |= {tenant for tenant, _ in await store.tenant_spend("monthly", month, MAX_TENANTS)}
+    spent = await store.top_spend("tenant=", month.start_s, month.end_s, MAX_TENANTS)
+    named |= {sums.value for sums in spent}
     return sorted(named)
 
 

@@ -8,7 +8,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from .cli import show
+from .cli_output import show
 from .errors import ConfigurationError
 
 DASHBOARD = "dashboard.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .cli import plain_text, show
+from .cli_output import Progress, plain_text, progress, show
 from .errors import ConfigurationError, StoreError
 from .settings import load_settings
 from .settings_tables import StoreUrl
@@ -59,7 +59,8 @@ async def _copy_store(arguments: argparse.Namespace) -> int:
         if not arguments.force:
             for ledger in (source, target):
                 await _check_idle(ledger)
-        found = await copy_ledger(source, target, _Progress())
+        with progress("rows") as on_progress:
+            found = await copy_ledger(source, target, _Progress(on_progress))
     equal = all(table.equal for table in found)
     tables = [_row(table) for table in found]
     show({"equal": equal, "tables": tables} if arguments.json else tables, as_json=arguments.json)
@@ -115,12 +116,16 @@ def _usd(nano_usd: int | None) -> str | None:
 
 
 class _Progress:
-    """A line on standard error now and then."""
+    """A line on standard error now and then, where no terminal shows all the time how far it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_progress: Progress) -> None:
+        self._on_progress = on_progress
         self._next_s = time.monotonic() + PROGRESS_S
 
     def __call__(self, what: str, table: str, rows: int) -> None:
+        self._on_progress(rows)
+        if sys.stderr.isatty():
+            return
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + PROGRESS_S
             print(f"askii: {what} {rows} {table}", file=sys.stderr, flush=True)

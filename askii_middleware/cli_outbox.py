@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import IO, Any
 
 import msgspec
 
-from .cli import show
+from .cli_open import check_reachable, confirmed
+from .cli_output import lines_to, show
 from .delivery_age import DESPITE_AGE, TOO_OLD, oldest_s
-from .errors import AskiiError, ConfigurationError
+from .errors import ConfigurationError
 from .registrations import forget
 from .settings import Settings, load_settings
 from .stores import open_store
@@ -32,8 +30,7 @@ COUNTED = 1000
 async def run_action(action: str, arguments: argparse.Namespace) -> int:
     """Open the configured ledger, do one thing, close it. The sinks are not needed and not built."""
     settings = load_settings(arguments.config)
-    if settings.store.startswith("memory://"):
-        raise ConfigurationError("store: memory:// lives inside one running process; this command cannot reach it")
+    check_reachable(settings)
     options: dict[str, Any] = {"sqlite_sync": settings.sqlite_sync} if settings.store.startswith("sqlite://") else {}
     store = open_store(settings.store, **options)
     await store.open()
@@ -117,7 +114,7 @@ async def _export(store: Store, _settings: Settings, arguments: argparse.Namespa
     sink = arguments.sink
     waiting = await _known(store, sink)
     dead = pending = 0
-    with _lines_to(arguments.file) as file:
+    with lines_to(arguments.file, what="outbox export") as file:
         letters = await store.dead_letters(sink, ALL)
         for letter in letters:
             told = {"reason": letter.reason, "last_attempt": _time(letter.last_attempt_s)}
@@ -144,20 +141,6 @@ def _write_line(file: IO[bytes], sink: str, state: str, entry: Any, told: dict[s
     file.write(msgspec.json.encode({**line, **told, "record": msgspec.Raw(entry.record)}) + b"\n")
 
 
-@contextmanager
-def _lines_to(path: str | None) -> Iterator[IO[bytes]]:
-    """A new file that only its owner can read, or standard output."""
-    if path is None:
-        yield sys.stdout.buffer
-        return
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise AskiiError(f"outbox export: cannot create {path}: {error.strerror}") from None
-    with os.fdopen(fd, "wb") as file:
-        yield file
-
-
 async def _forget(store: Store, settings: Settings, arguments: argparse.Namespace) -> int:
     sink = arguments.sink
     waiting = await _known(store, sink)
@@ -171,14 +154,8 @@ async def _forget(store: Store, settings: Settings, arguments: argparse.Namespac
         raise ConfigurationError(f"outbox forget: {', '.join(sorted(owners))} delivers to sink {sink!r}: stop it first")
     dead = _counted(await store.dead_letters(sink, COUNTED))
     if not arguments.yes:
-        print(
-            f"askii: forget sink {sink!r}, {waiting} records that wait and {dead} dead letters? [y/N] ",
-            end="",
-            file=sys.stderr,
-        )
-        sys.stderr.flush()
-        answer = await asyncio.to_thread(sys.stdin.readline)
-        if answer.strip().lower() not in ("y", "yes"):
+        question = f"forget sink {sink!r}, {waiting} records that wait and {dead} dead letters?"
+        if not await confirmed(question):
             print("askii: nothing was forgotten", file=sys.stderr)
             return 1
     await forget(store, sink)

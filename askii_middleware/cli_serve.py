@@ -18,6 +18,7 @@ from .metric_workers import VARIABLE
 from .metrics_listener import check_port
 from .serving import HOST_VARIABLE, served, start_lines, with_metrics
 from .settings import Settings, check_workers, load_settings
+from .settings_api import ApiSettings
 
 FACTORY = "askii_middleware.serving:create_app"
 ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked about, not chosen
@@ -51,15 +52,15 @@ def serve(arguments: argparse.Namespace) -> int:
             _hand_over(settings, arguments, overrides)
             if VARIABLE not in os.environ:  # the workers add up their counters here
                 os.environ[VARIABLE] = stack.enter_context(tempfile.TemporaryDirectory(prefix="askii-metrics-"))
-        _run(FACTORY if several else app, arguments, port)
+        _run(FACTORY if several else app, arguments, port, settings.api)
     return 0
 
 
-def _run(app: Any, arguments: argparse.Namespace, port: int) -> None:
+def _run(app: Any, arguments: argparse.Namespace, port: int, api: ApiSettings) -> None:
     import uvicorn  # noqa: PLC0415 - comes with the extra
 
     several = arguments.workers > 1
-    threading.Thread(target=_announce, args=(arguments.host, port), daemon=True).start()
+    threading.Thread(target=_announce, args=(arguments.host, port, api), daemon=True).start()
     uvicorn.run(
         app,
         factory=several,
@@ -90,14 +91,20 @@ def _bindable_port(host: str, port: int) -> int:
     return number
 
 
-def _announce(host: str, port: int) -> None:
-    """Say once that the gateway is ready: when it, or the first of its workers, takes connections."""
+def _announce(host: str, port: int, api: ApiSettings) -> None:
+    """Say once that the gateway is ready, and where its pages are: when it, or the first of its workers, takes
+    connections.
+    """
     while True:
         with contextlib.suppress(OSError), socket.create_connection((ANYWHERE.get(host, host), port), timeout=1):
             break
         time.sleep(0.02)
     shown = f"[{host}]" if ":" in host else host
-    print(f"askii: serving on http://{shown}:{port}", file=sys.stderr, flush=True)
+    lines = [f"askii: serving on http://{shown}:{port}"]
+    if api.admin_token is not None:
+        what = "dashboard and API" if api.dashboard else "API"
+        lines.append(f"askii: {what} on http://{shown}:{port}{api.path}/")
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _hand_over(settings: Settings, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`askii tenant …`: who may not call at present, and why."""
+"""`askii tenant …`: who may not call at present, and why; a tenant's data, to hand out and to delete."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import argparse
 import sys
 from typing import Any
 
-from .cli import show
+from .cli_open import Opened, confirmed, opened_ledger
+from .cli_output import lines_to, progress, show
 from .errors import ConfigurationError
-from .settings import load_settings
-from .tenants import TenantBook, TenantState
-from .tracker import CostTracker
+from .tenant_data import delete, read_export
+from .tenants import TenantState
 
 
 async def run_action(action: str, arguments: argparse.Namespace) -> int:
     """Open the configured ledger, do one thing, close it."""
-    settings = load_settings(arguments.config)
-    if settings.store.startswith("memory://"):
-        raise ConfigurationError("store: memory:// lives inside one running process; this command cannot reach it")
-    tracker = CostTracker.from_settings(settings)
-    await tracker.store.open()
-    try:
-        return await _ACTIONS[action](tracker.tenants, arguments)
-    finally:
-        await tracker.store.close()
+    async with opened_ledger(arguments.config) as ledger:
+        try:
+            return await _ACTIONS[action](ledger, arguments)
+        except ValueError as error:
+            raise ConfigurationError(f"tenant {action}: {error}") from None
 
 
-async def _show(tenants: TenantBook, arguments: argparse.Namespace) -> int:
-    states = await tenants.states()
+async def _show(ledger: Opened, arguments: argparse.Namespace) -> int:
+    states = await ledger.tracker.tenants.states()
     if arguments.tenant is not None:
         # What a tenant is suspended for may be several things; nothing at all is a state, too.
         mine = [state for state in states if state.tenant == arguments.tenant]
@@ -38,20 +34,52 @@ async def _show(tenants: TenantBook, arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _suspend(tenants: TenantBook, arguments: argparse.Namespace) -> int:
-    try:
-        await tenants.suspend(arguments.tenant, reason=arguments.reason)
-    except ValueError as error:
-        raise ConfigurationError(f"tenant suspend: {error}") from None
-    return await _show(tenants, arguments)
+async def _suspend(ledger: Opened, arguments: argparse.Namespace) -> int:
+    await ledger.tracker.tenants.suspend(arguments.tenant, reason=arguments.reason)
+    return await _show(ledger, arguments)
 
 
-async def _resume(tenants: TenantBook, arguments: argparse.Namespace) -> int:
-    resumed = await tenants.resume(arguments.tenant)
+async def _resume(ledger: Opened, arguments: argparse.Namespace) -> int:
+    resumed = await ledger.tracker.tenants.resume(arguments.tenant)
     show([_active(arguments.tenant)], as_json=arguments.json)
     if not resumed:
         print("askii: this tenant was not suspended", file=sys.stderr)
     return 0 if resumed else 1
+
+
+async def _export(ledger: Opened, arguments: argparse.Namespace) -> int:
+    lines = 0
+    with lines_to(arguments.file, what="tenant export") as file, progress("lines") as on_progress:
+        async for line in read_export(ledger.tracker, arguments.tenant):
+            file.write(line + b"\n")
+            lines += 1
+            on_progress(lines)
+    if not lines:
+        print(f"askii: the ledger has nothing of a tenant {arguments.tenant!r}", file=sys.stderr)
+    if arguments.file:
+        show({"tenant": arguments.tenant, "lines": lines, "file": arguments.file}, as_json=arguments.json)
+    return 0
+
+
+async def _delete(ledger: Opened, arguments: argparse.Namespace) -> int:
+    tenant = arguments.tenant
+    if not arguments.yes:
+        question = f"suspend tenant {tenant!r} and delete its keys, budgets, sums and what its records say of it?"
+        if not await confirmed(question):
+            print("askii: nothing was deleted", file=sys.stderr)
+            return 1
+    with progress("erasing") as on_progress:
+        on_progress(0)
+        erased = await delete(ledger.tracker, tenant)
+    show({"tenant": tenant, **erased._asdict()}, as_json=arguments.json)
+    declared = [row.id for row in ledger.settings.keys if row.tenant == tenant]
+    if declared:
+        print(
+            f"askii: {len(declared)} keys of this tenant are declared in askii.toml, such as {declared[0]!r}: they are "
+            "revoked; remove them there",
+            file=sys.stderr,
+        )
+    return 0
 
 
 def _row(state: TenantState) -> dict[str, Any]:
@@ -68,4 +96,4 @@ def _active(tenant: str) -> dict[str, Any]:
     return {"tenant": tenant, "state": "active", "by": None, "at": None, "reason": None}
 
 
-_ACTIONS = {"show": _show, "suspend": _suspend, "resume": _resume}
+_ACTIONS = {"show": _show, "suspend": _suspend, "resume": _resume, "export": _export, "delete": _delete}

@@ -204,6 +204,17 @@ def test_wrong_usage_ends_with_status_2(askii: Askii, arguments: list[str]) -> N
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize(("arguments", "named"), [((), "serve"), (("keys",), "rotate"), (("outbox",), "forget")])
+def test_a_command_that_needs_another_shows_which_there_are(
+    arguments: tuple[str, ...], named: str, askii: Askii, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        askii(*arguments)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"\n    {named} " in err
+
+
 def test_a_ledger_in_memory_cannot_be_reached(askii: Askii, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASKII_STORE", "memory://")
     for arguments in (["budget", "list"], ["budget", "set", "tenant=a", "--usd", "1"], ["keys", "list"]):
