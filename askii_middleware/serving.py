@@ -36,6 +36,8 @@ METRICS_PATH = "/metrics"
 HOST_VARIABLE = "_ASKII_SERVE_HOST"
 """Tells workers where `askii serve` listens."""
 OWN_PATHS = ("/healthz", "/readyz")
+CLIENT_ROOTS = ("/v1", "/v1beta", "/v2", "/api", "/openai", "/anthropic")
+"""What clients of the upstreams' APIs have at the beginning of their paths."""
 
 
 def create_app() -> ASGIApp:
@@ -67,6 +69,8 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
 
     if not settings.upstreams:
         raise ConfigurationError("no upstream: give --upstream URL, or [upstreams.NAME] with a url in askii.toml")
+    if settings.api.admin_token is not None:
+        _check_api_path(settings)
     tracker = tracker if tracker is not None else get_cost_tracker(settings)
     tables = settings.upstreams
     proxy = Proxy(
@@ -103,7 +107,43 @@ def gateway(settings: Settings, tracker: CostTracker | None = None) -> ASGIApp:
         tracker=tracker,
         settings=settings.model_copy(update={"routes": routes, "metrics_port": None}),
     )
-    return app if settings.lago_webhooks is None else _with_webhooks(app, settings, settings.lago_webhooks, tracker)
+    outer = app if settings.lago_webhooks is None else _with_webhooks(app, settings, settings.lago_webhooks, tracker)
+    return outer if settings.api.admin_token is None else _with_api(outer, settings, tracker)
+
+
+def _check_api_path(settings: Settings) -> None:
+    """Raise ConfigurationError where the billing API would hide something else, or be hidden."""
+    prefix = settings.api.path
+    hooks = None if settings.lago_webhooks is None else settings.lago_webhooks.path
+    for taken in (*OWN_PATHS, METRICS_PATH, settings.metrics_path, hooks, *CLIENT_ROOTS):
+        if taken is not None and (f"{taken}/".startswith(f"{prefix}/") or f"{prefix}/".startswith(f"{taken}/")):
+            raise ConfigurationError(f"api.path: {prefix} would hide {taken}, or be hidden by it; choose another path")
+    if route_path({"path": prefix}) != prefix:
+        raise ConfigurationError(f"api.path: {prefix} reaches the gateway as {route_path({'path': prefix})}")
+
+
+def _with_api(app: ASGIApp, settings: Settings, tracker: CostTracker) -> ASGIApp:
+    """`app`, with the billing API and the dashboard below their path: before the middleware, since they know their
+    callers by themselves.
+    """
+    table = settings.api
+    prefix, token = table.path, table.admin_token
+    inner = tracker.api(
+        None if token is None else token.get_secret_value(),
+        dashboard=table.dashboard,
+        session_s=table.session_s,
+        cookie_secure=table.cookie_secure,
+    )
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        path = route_path(scope) if scope["type"] != "lifespan" else ""
+        if path != prefix and not path.startswith(f"{prefix}/"):
+            await app(scope, receive, send)
+            return
+        root = scope.get("root_path", "")
+        await inner({**scope, "root_path": root + prefix, "path": root + path}, receive, send)
+
+    return routed
 
 
 def _with_webhooks(app: ASGIApp, settings: Settings, table: LagoWebhookSettings, tracker: CostTracker) -> ASGIApp:
@@ -158,9 +198,7 @@ def _known_callers_only(proxy: ASGIApp, settings: Settings, tracker: CostTracker
     which a client could go to the upstream past the gateway are made for nobody.
     """
     routes = Routes.from_settings(settings)
-    identifier = Identifier.from_settings(
-        settings, key_directory(settings, tracker.store, clock=tracker.clock), clock=tracker.clock
-    )
+    identifier = Identifier.from_settings(settings, key_directory(settings, tracker.keys), clock=tracker.clock)
 
     async def refused(scope: Scope) -> RefusedError | None:
         with suppress(StoreError):  # a ledger that is away matters only where a key has to be looked up
@@ -227,7 +265,7 @@ def start_lines(settings: Settings) -> list[str]:
     """What a start says: the configuration in one line, and what should worry its reader."""
     lines = [describe(settings)]
     if limits_nothing(settings):
-        lines.append("warning: no budget limits anything; add [[budgets]] or run askii budget set")
+        lines.append("warning: no budget is declared that limits anything: only those of askii budget set do")
     if "key" in settings.identity.sources and not settings.keys and settings.default_tenant is None:
-        lines.append("warning: no key is declared and there is no default_tenant; askii keys add makes one")
+        lines.append("no key is declared, and there is no default_tenant: only keys of askii keys add open the gateway")
     return lines

@@ -20,6 +20,7 @@ from openai import DefaultHttpxClient, OpenAI
 
 ROOT = Path(__file__).parents[1]
 START_S = 30.0
+ADMIN_TOKEN = "an-admin-token-of-the-examples"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (folder / "askii.toml").write_text((example / "askii.toml").read_text())
     with (
         uvicorn("askii_middleware.demo.provider:provider_app", folder) as provider,
-        uvicorn("app:create_app", folder, "--app-dir", str(example), PROVIDER_URL=f"{provider}/v1") as url,
+        uvicorn(
+            "app:create_app", folder, "--app-dir", str(example), PROVIDER_URL=f"{provider}/v1", ADMIN_TOKEN=ADMIN_TOKEN
+        ) as url,
     ):
         yield Running(url, folder)
 

@@ -3,8 +3,10 @@
 - `POST /chat` calls the provider in code, through `track_tokens`.
 - `POST /v1/chat/completions` passes OpenAI's API on; the middleware meters it by itself.
 - `GET /stats` says what the caller's tenant has used today.
+- `/askii` has the dashboard and the billing API: keys, budgets, prices, reports.
 
-`askii.toml` holds budgets and fallbacks; `PROVIDER_URL` and `PROVIDER_KEY` name the provider.
+`askii.toml` holds budgets and fallbacks; `PROVIDER_URL` and `PROVIDER_KEY` name the provider, `ADMIN_TOKEN` (at least
+16 characters) opens the dashboard.
 """
 
 import math
@@ -55,6 +57,8 @@ def create_app() -> FastAPI:
 
     app = FastAPI(title="Chat with budgets", lifespan=lifespan)
     app.add_middleware(AskiiMiddleware, tracker=tracker, settings=settings)
+    # It knows its callers by itself. Without a token there are no admins and no pages, and keys see their own data.
+    app.mount("/askii", tracker.api(os.environ.get("ADMIN_TOKEN")))
 
     async def caller() -> Identity:
         """Who calls, by the API key that the middleware has checked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from ..conftest import Running
+from ..conftest import ADMIN_TOKEN, Running
 
 QUESTION = "What is a token?"
 
@@ -49,6 +49,22 @@ def test_a_tenant_short_of_money_gets_a_cheaper_model_and_without_any_a_402(runn
         with pytest.raises(openai.APIStatusError) as error:
             sdk.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": QUESTION}])
         assert (error.value.status_code, error.value.code) == (402, "budget_exceeded")
+
+
+def test_a_key_made_through_the_api_calls_and_sees_what_it_has_spent(running: Running) -> None:
+    with running.client(ADMIN_TOKEN) as admin:
+        assert admin.get("/askii/").headers["location"] == "/askii/sign-in"
+        made = admin.post("/askii/api/keys", json={"tenant": "hooli", "id": "hooli-1"}).raise_for_status().json()
+        budget = {"max_budget": 0.5, "period": "monthly"}
+        admin.put("/askii/api/billing/budget/hooli-1", json=budget).raise_for_status()
+    with running.client(made["secret"]) as client:
+        client.post("/chat", json={"text": QUESTION}).raise_for_status()
+        shown = client.get("/askii/api/keys/hooli-1").raise_for_status().json()
+        stats = client.get("/askii/api/v1/usage/stats").raise_for_status().json()
+        assert client.get("/askii/api/keys/another").status_code == 404
+        assert client.post("/askii/api/keys", json={"tenant": "hooli"}).status_code == 404
+    assert 0 < shown["spent"] < 0.5
+    assert (stats["tenant_id"], stats["current_usage"]["requests_by_model"]) == ("hooli", {"gpt-4o": 1})
 
 
 def test_without_a_key_nothing_is_answered(running: Running) -> None:
