@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
@@ -39,19 +40,23 @@ def run_sync(tracker: CostTracker, make: Make[T]) -> T:
             "a synchronous function under @tracked was called on the event loop that serves its tracker: call it in a "
             "thread (await asyncio.to_thread(...)), or make it async"
         )
-    context = contextvars.copy_context()
-
-    async def in_context() -> T:
-        # The request's context variables belong to the calling thread.
-        return await asyncio.get_running_loop().create_task(make(), context=context)
-
-    running = asyncio.run_coroutine_threadsafe(in_context(), loop)
+    running = _submitted(loop, make)
     try:
         return running.result()
     except BaseException:
         # Interrupted, such as by Ctrl-C: what was begun here ends too. Where it has ended, this does nothing.
         running.cancel()
         raise
+
+
+async def run_across(tracker: CostTracker, make: Make[T]) -> T:
+    """Run a coroutine of a tracker on the event loop that serves it, as `run_sync` finds it, and wait without blocking
+    the caller's own. Where the caller is cancelled, so is what runs there.
+    """
+    loop = tracker.loop or _portal.loop_for(tracker)
+    if loop is asyncio.get_running_loop():
+        return await make()
+    return await asyncio.wrap_future(_submitted(loop, make))
 
 
 def run_or_leave(tracker: CostTracker, make: Make[None]) -> None:
@@ -63,6 +68,16 @@ def run_or_leave(tracker: CostTracker, make: Make[None]) -> None:
     task = loop.create_task(make())
     _left.add(task)
     task.add_done_callback(_left.discard)
+
+
+def _submitted(loop: asyncio.AbstractEventLoop, make: Make[T]) -> Future[T]:
+    """A coroutine that runs on another loop, with the context variables of here: the request's belong to it."""
+    context = contextvars.copy_context()
+
+    async def in_context() -> T:
+        return await asyncio.get_running_loop().create_task(make(), context=context)
+
+    return asyncio.run_coroutine_threadsafe(in_context(), loop)
 
 
 _left: set[asyncio.Task[None]] = set()

@@ -1,14 +1,29 @@
-"""`[billing]`: which external subscription pays for a call."""
+"""`[billing]`: which external subscription pays for a call; and the `BILLING_ALERT_…` variables of the guides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from .identity import Identity
 from .settings_tables import Table, Text
+
+ALERT_VARIABLES: Final = {
+    "BILLING_ALERT_FROM_EMAIL": "email_from",
+    "BILLING_ALERT_SMTP_HOST": "smtp_host",
+    "BILLING_ALERT_SMTP_PORT": "smtp_port",
+}
+"""Variables without our prefix, and the settings of `[alerts]` they stand for."""
+
+
+def billing_variables(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that the guides' variables stand for. An empty one is none. Only those of alerts: what could switch
+    enforcement off counts only in the guides' own programs, see `compat.configuration`.
+    """
+    table = {name: value for variable, name in ALERT_VARIABLES.items() if (value := environment.get(variable))}
+    return {"alerts": table} if table else {}
 
 
 class BillingSettings(Table):

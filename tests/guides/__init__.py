@@ -1,0 +1,1 @@
+"""The guides users already follow, run against `askii_middleware.compat`."""
