@@ -32,6 +32,7 @@ from .identity import Identity
 from .names import ModelNames
 from .records import UsageRecord, decode_record, external_id
 from .stores.base import Settled, Store, UnwritableError
+from .stores.forgetting import DELETED
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -211,6 +212,8 @@ class Adjusting(ABC):
         call = decode_record(found)
         if call.tenant != tenant:
             raise AdjustmentError(f"the call {ref!r} is not one of the tenant {tenant!r}")
+        if tenant == DELETED:
+            raise AdjustmentError(f"the tenant of the call {ref!r} was deleted: nobody is left to bill or to credit")
         if call.kind != "usage":
             raise AdjustmentError(f"{ref!r} is itself an adjustment: name the call it corrects ({call.reference!r})")
         return call_id, call

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError, SinkError
 from .models import is_provider, strip
-from .pricing import ModelPrice
+from .pricing import ModelPrice, PricingConfig
 from .settings_sinks import LogSettings, SinkTable, lago_names
 from .settings_tables import LagoSettings
 from .stores import open_store
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from .sinks.base import Sink
 
 
-def tracker_from_settings(settings: Settings) -> CostTracker:
-    """A tracker with its store and sinks. Raises ConfigurationError naming the setting."""
+def tracker_from_settings(settings: Settings, pricing: PricingConfig | None = None) -> CostTracker:
+    """A tracker with its store and sinks, and perhaps prices made in code, below those of the settings. Raises
+    ConfigurationError naming the setting.
+    """
     options: dict[str, Any] = {}
     if settings.store.startswith("sqlite://"):
         options["sqlite_sync"] = settings.sqlite_sync
     tracker = CostTracker(
+        pricing,
         store=open_store(settings.store, **options),
         sinks=sinks_from_settings(settings),
         fallbacks=settings.fallbacks,
         budgets=settings.budgets,
+        keys=settings.keys,
         prices={model: _price(f"pricing.{model}", fields) for model, fields in settings.pricing.items()},
         aliases=settings.model_aliases,
         unknown_price=settings.unknown_price,
@@ -59,6 +63,8 @@ def tracker_from_settings(settings: Settings) -> CostTracker:
         metrics_labels=settings.metrics_labels,
         traces=settings.traces,
         trace_tenant=settings.trace_tenant,
+        records_days=settings.retention.records_days,
+        aggregates_days=settings.retention.aggregates_days,
         downgrade_at=settings.downgrade_at,
         provider_of=_provider_of(settings),
         subscription_of=settings.billing.rule,

@@ -153,7 +153,7 @@ class Budget:
             raise ConfigurationError(
                 f"budget {self.scope}: period {self.period!r} is none of {', '.join(PERIODS)}, Nm, Nh, Nd"
             )
-        _zone(self.zone)
+        zone_of(self.zone)
         if self.limit_usd is not None and self.limit_coins is not None:
             raise ConfigurationError(f"budget {self.scope}: give limit_usd or limit_coins, not both")
         if any(not 0 < share <= 1 for share in self.alert_at):
@@ -216,7 +216,8 @@ def _amount(value: Decimal | float | str) -> Decimal:
 
 
 @lru_cache(maxsize=256)
-def _zone(name: str) -> ZoneInfo:
+def zone_of(name: str) -> ZoneInfo:
+    """An IANA time zone. Raises ConfigurationError."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -237,7 +238,7 @@ def window(period: str, zone: str, at_s: float) -> Window:
         length = int(rolling[1]) * _SECONDS[rolling[2]]
         start = at // length * length
         return Window(start, start + length)
-    tz = _zone(zone)
+    tz = zone_of(zone)
     days = int(rolling[1]) if rolling else 0
     first, last = _span(period, days, datetime.fromtimestamp(at, tz).date())
     if (end := _midnight(last, tz)) <= at:
@@ -263,6 +264,11 @@ def _span(period: str, days: int, today: date) -> tuple[date, date]:
     if period == "yearly":
         return date(today.year, 1, 1), date(today.year + 1, 1, 1)
     raise ConfigurationError(f"period {period!r} is unknown")
+
+
+def day_start_s(day: date, zone: str) -> int:
+    """The first moment of a local day, in Unix seconds. Raises ConfigurationError for a zone that is none."""
+    return _midnight(day, zone_of(zone))
 
 
 def _midnight(day: date, tz: ZoneInfo) -> int:

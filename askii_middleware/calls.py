@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pricing import Price
     from .providers.base import BatchItems
     from .tracing import Trace
+    from .tracker import CostTracker
 
 
 def new_call_id(now_s: float | None = None) -> str:
@@ -131,10 +132,12 @@ class RequestContext:
     and mutated, never replaced: a context variable set further down would not be visible above.
     """
 
-    __slots__ = ("blocks", "call", "denied", "identity", "over", "resolve", "scope", "settle_own", "taken")
+    __slots__ = ("blocks", "call", "denied", "identity", "over", "resolve", "scope", "settle_own", "taken", "tracker")
 
-    def __init__(self, scope: Mapping[str, Any], resolve: Any) -> None:
+    def __init__(self, scope: Mapping[str, Any], resolve: Any, tracker: CostTracker | None = None) -> None:
         self.scope = scope
+        self.tracker = tracker
+        """Whose middleware it is."""
         self.resolve = resolve
         """Async callable without arguments: the request's Identity, or None."""
         self.identity: Identity | None = None

@@ -14,7 +14,7 @@ import msgspec
 from .admitting import Admitter
 from .calls import Call, CallSpec, new_call_id
 from .counting import check_model, check_name, check_usage, checked_metadata, whole_count
-from .currency import MAX_NANO_USD, NANO, RateSource
+from .currency import MAX_NANO_USD, NANO, PICO, RateSource
 from .errors import StoreError, UnknownModelError
 from .identity import Identity
 from .log_fields import fields, shown
@@ -237,10 +237,10 @@ class Charging(ABC):
             return record
         return msgspec.structs.replace(record, late=settled.late, askii_coins=settled.coins)
 
-    async def record_external(self, subscription: str, coins: int, call_id: str) -> None:
-        """Charge and bill a whole number of coins that was computed elsewhere, once for each `call_id` of a
-        subscription. Raises ValueError for ids that are too long or another charge's, and for an amount beyond what a
-        charge can be.
+    async def record_external(self, subscription: str, coins: int, call_id: str, *, pico_coins: int = 0) -> None:
+        """Charge and bill coins that were computed elsewhere, once for each `call_id` of a subscription; `pico_coins`,
+        below 10¹², go into the subscription's carry. Raises ValueError for ids that are too long or another charge's,
+        and for an amount beyond what a charge can be.
         """
         identity = Identity(tenant=subscription)
         check_name("call_id", call_id)
@@ -248,8 +248,9 @@ class Charging(ABC):
         await self._check_is_free(call_id, subscription, call_id)
         call = self._unheld(identity, CallSpec(model="external", api=EXTERNAL), call_id, priced=False)
         numerator, denominator = call.rate.ratio
-        nano, rest = divmod(coins * NANO * denominator, numerator)
-        nano += 2 * rest > numerator or (2 * rest == numerator and nano % 2)
+        exact, unit = (coins * PICO + pico_coins) * NANO * denominator, numerator * PICO
+        nano, rest = divmod(exact, unit)
+        nano += 2 * rest > unit or (2 * rest == unit and nano % 2)
         if not 0 <= nano <= MAX_NANO_USD:
             raise ValueError(f"{coins} coins are not 0 to {MAX_NANO_USD} nano-USD at the current rate")
         record, settlement = build(
@@ -258,7 +259,7 @@ class Charging(ABC):
         # The ledger knows calls by one id for all tenants; callers' own ids are unique for a subscription only.
         own = external_id(subscription, call_id)
         await self._writer.settle(
-            msgspec.structs.replace(settlement, call_id=own, coins=coins, pico_coins=0),
+            msgspec.structs.replace(settlement, call_id=own, coins=coins, pico_coins=pico_coins),
             lambda settled: self._booked(record, settled, call.started_s),
         )
 

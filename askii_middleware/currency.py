@@ -174,8 +174,9 @@ def nano_to_coins(nano_usd: int, rate: Rate) -> Decimal:
 
 def nano_to_coins_text(nano_usd: int, rate: Rate) -> str:
     """Nano-USD in coins as a decimal string, exact to 10⁻¹² coin."""
-    coins, pico = split_coins(nano_usd, rate)
-    return f"{coins}.{pico:012d}".rstrip("0") if pico else str(coins)
+    coins, pico = split_coins(abs(nano_usd), rate)
+    text = f"{coins}.{pico:012d}".rstrip("0") if pico else str(coins)
+    return f"-{text}" if nano_usd < 0 and text != "0" else text
 
 
 def _plain(value: Decimal) -> str:

@@ -32,8 +32,8 @@ class UnknownModelError(AskiiError):
 
     def __init__(self, model: str) -> None:
         super().__init__(
-            f"model {model[:256]!r} has no price: add [pricing.{model[:256]!r}] to the configuration "
-            'or set unknown_price to "default" or "allow"'
+            f"model {model[:256]!r} has no price for such calls: set one with askii prices set or in "
+            f'[pricing.{model[:256]!r}], or set unknown_price to "default" or "allow"'
         )
         self.model = model
 

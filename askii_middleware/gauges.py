@@ -142,7 +142,8 @@ class LedgerGauges:
         """The tenants with the highest spend today, one more than have gauges."""
         if time.monotonic() >= self._busiest_until_s:
             today, most = window("daily", "UTC", tracker.clock()), self._max_series
-            self._busiest = [tenant for tenant, _ in await tracker.store.tenant_spend("daily", today, most + 1)]
+            busy = await tracker.store.top_spend("tenant=", today.start_s, today.end_s, most + 1)
+            self._busiest = [sums.value for sums in busy]
             kept_s = KEPT_S if len(self._busiest) > most else 0.0
             self._busiest_until_s = time.monotonic() + kept_s
         return self._busiest

@@ -21,18 +21,15 @@ import msgspec
 from .errors import ConfigurationError
 from .identity import MAX_VALUE_CHARS, Identity
 from .keys import SECRET_PREFIX, KeyDirectory, KeyProblem
-from .stores.base import KeyRow, Store
+from .stores.base import KeyRow
 
 if TYPE_CHECKING:
     from .jwt_tokens import JwtVerifier
+    from .key_ring import KeyRing
     from .settings import Settings
 
 CARRIERS = frozenset((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"))
 _MARK = SECRET_PREFIX.encode()
-STALE_S = 3600.0
-"""With `on_store_error = "allow"`: how long a known key opens while the store is away, and so how late a revocation
-may arrive then.
-"""
 _FIELDS = frozenset(("tenant", "key", "user", "team", "end_user", "tags", "models"))
 _STATE_FIELDS = (("user", "user_id"), ("team", "team_id"), ("end_user", "end_user_id"), ("tags", "tags"))
 
@@ -167,10 +164,12 @@ class Identifier:
         return answer
 
 
-def key_directory(settings: Settings, store: Store, *, clock: Callable[[], float] = time.time) -> KeyDirectory:
-    """The keys as configured. Where calls are admitted while the store is away, known keys must open meanwhile."""
-    stale_s = STALE_S if settings.on_store_error == "allow" else 0.0
-    return KeyDirectory(settings.keys, store, clock=clock, stale_s=stale_s)
+def key_directory(settings: Settings, keys: KeyRing) -> KeyDirectory:
+    """The keys of a tracker, and those that these settings declare besides: one set for all that identify callers and
+    for those who list and change keys. Raises ConfigurationError.
+    """
+    keys.directory.declare(settings.keys)
+    return keys.directory
 
 
 def presented_secret(headers: Iterable[tuple[bytes, bytes]]) -> str | IdentityFailure | None:

@@ -134,6 +134,19 @@ def _refuse_disguised(fields: Mapping[str, object]) -> None:
             raise UnreadableBodyError(f"write the member {name[:40]!r} as {name.casefold()!r}")
 
 
+def preferred_model(scope: Mapping[str, Any], header: str | None) -> str | None:
+    """The model that a header of this name gives a request without one. Raises InvalidRequestError for several that
+    differ: applications take one or the other.
+    """
+    if header is None:
+        return None
+    wanted = header.lower().encode()
+    found = {value.strip() for name, value in scope["headers"] if name.lower() == wanted} - {b""}
+    if len(found) > 1:
+        raise InvalidRequestError(f"send one {header}: applications differ in which of two they take")
+    return checked_model(found.pop().decode("latin-1")) if found else None
+
+
 def specify(
     api: Api, intake: Intake, default_model: str | None, is_priced: Callable[[str], bool]
 ) -> tuple[CallRequest, CallSpec]:

@@ -38,6 +38,24 @@ class _Refusals:
     held: int = 0
 
 
+class WrongTokens:
+    """Counts requests that showed no valid credentials, for one line a minute at most."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._count = 0
+        self._told_at_s: float | None = None
+
+    def note(self) -> int | None:
+        """There was another. How many the line to write now stands for; None: write none yet."""
+        self._count += 1
+        now_s = self._clock()
+        if self._told_at_s is not None and 0 <= now_s - self._told_at_s < MINUTE_S:
+            return None
+        count, self._count, self._told_at_s = self._count, 0, now_s
+        return count
+
+
 class EventLog:
     """Counts events by minute and writes them.
 

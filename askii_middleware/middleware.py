@@ -20,7 +20,7 @@ from .default_tracker import get_cost_tracker
 from .errors import BudgetExceededError, ConfigurationError, Denial, StoreError, TenantSuspendedError, UnknownModelError
 from .identify import Identifier, IdentityFailure, key_directory
 from .identity import Identity
-from .intake import Intake, specify, take_in
+from .intake import Intake, preferred_model, specify, take_in
 from .lifespan import run_lifespan
 from .log_fields import fields
 from .metered import MeteredRequest
@@ -117,7 +117,7 @@ class AskiiMiddleware:
         self._max_body_bytes = settings.max_body_bytes
         self._expose = settings.expose_amounts
         self._budget_status = settings.budget_exceeded_status
-        self._default_model = settings.default_model
+        self._default_model, self._model_header = settings.default_model, settings.routes.model_header
         inject = settings.inject_usage
         self._inject = inject if isinstance(inject, bool) else {self._canonical(k): v for k, v in inject.items()}
         self._bypasses = Bypasses(self.tracker.metrics)
@@ -160,7 +160,7 @@ class AskiiMiddleware:
         if self._metrics_path is not None and path == self._metrics_path:
             await self._metrics(scope, receive, send)
             return
-        context = RequestContext(scope, lambda: self._identify(scope))
+        context = RequestContext(scope, lambda: self._identify(scope), self.tracker)
         token = current_request.set(context)
         try:
             apis = self._routes.apis(scope["method"], path)
@@ -223,7 +223,7 @@ class AskiiMiddleware:
             intake = await self._take_in(apis, scope, receive, call_id)
             api = intake.api or api
             if intake.api is not None:
-                request, spec = self._specify(intake, call_id)
+                request, spec = self._specify(intake, scope, call_id)
                 if request.end_user and identity.end_user is None:
                     context.identity = identity = msgspec.structs.replace(identity, end_user=request.end_user)
                 call = context.call = await self._admit(identity, spec, call_id)
@@ -260,10 +260,11 @@ class AskiiMiddleware:
         except UnreadableBodyError as error:
             raise unreadable_body(str(error), call_id) from error
 
-    def _specify(self, intake: Intake, call_id: str) -> tuple[CallRequest, CallSpec]:
+    def _specify(self, intake: Intake, scope: Scope, call_id: str) -> tuple[CallRequest, CallSpec]:
         assert intake.api is not None
         try:
-            return specify(intake.api, intake, self._default_model, self._is_priced)
+            unnamed = preferred_model(scope, self._model_header) or self._default_model
+            return specify(intake.api, intake, unnamed, self._is_priced)
         except InvalidRequestError as error:
             raise invalid_request(str(error), call_id) from error
 
@@ -379,7 +380,7 @@ class AskiiMiddleware:
 
 
 def _identifier(settings: Settings, tracker: CostTracker, identify: Callable[[Scope], Any] | None) -> Identifier:
-    keys = key_directory(settings, tracker.store, clock=tracker.clock)
+    keys = key_directory(settings, tracker.keys)
     if identify is None:
         return Identifier.from_settings(settings, keys, clock=tracker.clock)
     return Identifier((identify,), default_tenant=settings.default_tenant)

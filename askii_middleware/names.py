@@ -15,7 +15,10 @@ MAX_NAMES = 4096
 
 
 class ModelNames:
-    """A dated model's family, unless the dated one has a price of its own; aliases applied, prefixes stripped."""
+    """A dated model's family, unless the dated one has a price of its own; aliases applied, prefixes stripped.
+
+    Prices that are set at run time do not count here: a name that changed under a budget would leave its counter.
+    """
 
     __slots__ = ("_known", "_prices")
 
@@ -31,7 +34,8 @@ class ModelNames:
                 self._known.clear()
             name = self._prices.canonical(model)
             short = family(name)
-            same = short == name or self._entry(name) == self._entry(short)
+            entry = self._prices.declared_entry
+            same = short == name or entry(name) == entry(short)
             known = self._known[model] = short if same else name
         return known
 
@@ -46,8 +50,3 @@ class ModelNames:
         assert isinstance(budget.scope, Scope)
         scope = self.scope(budget.scope)
         return budget if scope == budget.scope else replace(budget, scope=scope)
-
-    def _entry(self, name: str) -> str | None:
-        """The name under which a price stands."""
-        price = self._prices.find(name)
-        return None if price is None else price.model

@@ -7,7 +7,7 @@ receiver, and then what was settled since.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from .admission import Window
 from .budgets import scope_text
 from .errors import SinkError
 from .reconciling import (
@@ -89,6 +88,7 @@ class Reconciler:
         since_s: calls admitted before this moment, rounded down to its hour, are left out; 0: none are.
         tenant: only this one, with all whose usage goes to the same subscriptions; None: all.
         now_s: what was used later is left out.
+        on_progress: told how many records were read so far.
     """
 
     def __init__(
@@ -100,8 +100,10 @@ class Reconciler:
         since_s: float = 0.0,
         tenant: str | None = None,
         max_held: int = MAX_HELD,
+        on_progress: Callable[[int], None] = lambda _read: None,
     ) -> None:
         self._store = store
+        self._on_progress = on_progress
         self._sinks = tuple(sinks)
         self._since_s = int(since_s) // HOUR_S * HOUR_S
         self._to_s = int(now_s * 1000) / 1000  # receivers know no more than milliseconds
@@ -141,13 +143,15 @@ class Reconciler:
 
     async def _records(self, after: int = 0) -> AsyncIterator[tuple[int, UsageRecord]]:
         """Records of the time that is asked about, with their places in the order of settlement."""
-        since = _text(self._since_s)
+        since, read = _text(self._since_s), 0
         while page := await self._store.records(after):
             for place, body in page:
                 record = decode_record(body)
                 if record.timestamp >= since:  # all have the same form, which sorts as time does
                     yield place, record
             after = page[-1][0]
+            read += len(page)
+            self._on_progress(read)
 
     def _is_asked(self, record: UsageRecord) -> bool:
         return self._tenant is None or record.tenant == self._tenant
@@ -189,7 +193,8 @@ class Reconciler:
 
     async def _booked(self) -> dict[str, int]:
         if self._tenant is None:
-            return dict(await self._store.tenant_spend("total", Window(self._since_s, _END_S), MAX_TENANTS))
+            sums = await self._store.top_spend("tenant=", self._since_s, _END_S, MAX_TENANTS)
+            return {row.value: row.cost_nano_usd for row in sums}
         rows = await self._store.spend(scope_text({"tenant": self._tenant}), self._since_s, _END_S)
         return {self._tenant: sum(row.cost_nano_usd for row in rows)}
 

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple
 
 from .sinks.auditing import Line
+from .stores.forgetting import DELETED
 
 BUCKETS: Final = 4096
 MAX_LISTED: Final = 1000
@@ -54,8 +55,8 @@ class Sums:
 
 
 def bucket_of(line: Line) -> int:
-    """The bucket of a line: the same whatever its value is."""
-    return int.from_bytes(_digest(line.subscription, line.code, line.id)[:2]) % BUCKETS
+    """The bucket of a line: the same whatever its value is, and whose it is, which erased records do not say."""
+    return int.from_bytes(_digest(line.code, line.id)[:2]) % BUCKETS
 
 
 def key_of(line: Line) -> Key:
@@ -145,6 +146,7 @@ def compare(
 ) -> list[Difference]:
     """Every difference between the lines of some buckets; none only where both sides have the same lines as often."""
     found = []
+    theirs = _with_erased(ours, theirs)
     for key in sorted(ours.keys() | theirs.keys()):
         mine, yours = ours.get(key, ()), theirs.get(key, ())
         if not yours:
@@ -154,6 +156,16 @@ def compare(
         elif (left := sorted(each.line.value for each in mine)) != (right := sorted(line.value for line in yours)):
             kind: Kind = "different" if len(left) == len(right) == 1 else "doubled"
             found.append(_difference(kind, key, " + ".join(left), " + ".join(right)))
+    return found
+
+
+def _with_erased(ours: Mapping[Key, Sequence[Ours]], theirs: Mapping[Key, Sequence[Line]]) -> dict[Key, list[Line]]:
+    """Their lines; those that are an erased tenant's, which only their ids tell, under the name these records have."""
+    erased = {key[1:] for key in ours if key[0] == DELETED}
+    found: dict[Key, list[Line]] = {}
+    for key, lines in theirs.items():
+        place = (DELETED, *key[1:]) if key not in ours and key[1:] in erased else key
+        found.setdefault(place, []).extend(lines)
     return found
 
 

@@ -23,6 +23,7 @@ from .price_again import PriceAt, PricesAt, Unpriceable, difference, price_again
 from .records import UsageRecord, decode_record
 from .settling import timestamp_text
 from .stores.base import UnwritableError
+from .stores.forgetting import DELETED
 
 if TYPE_CHECKING:
     from .names import ModelNames
@@ -267,6 +268,9 @@ def _priceable(records: Sequence[UsageRecord], price_at: PriceAt, done: Repriced
         if record.kind == "adjustment":
             if bucket_of(record) != "reprice":
                 done.skip(record.call_id, "an adjustment by hand, which stays as it is")
+            continue
+        if record.tenant == DELETED:
+            done.skip(record.call_id, "its tenant was deleted: nobody is left to bill or to credit")
             continue
         try:
             yield record, price_again(record, price_at)

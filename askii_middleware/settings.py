@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,7 +22,9 @@ from ._version import __version__
 from .currency import DEFAULT_RATE_TEXT, RATE_VARIABLE, parse_rate
 from .errors import ConfigurationError
 from .journal import journal_beside
-from .settings_billing import BillingSettings
+from .settings_api import ApiSettings
+from .settings_billing import BillingSettings, billing_variables
+from .settings_retention import RetentionSettings
 from .settings_sinks import SinkSettings
 from .settings_tables import (
     AlertSettings,
@@ -56,12 +59,6 @@ __all__ = [
 
 PREFIX = "ASKII_"
 DEFAULT_FILE = "askii.toml"
-BILLING_VARIABLES = {
-    "BILLING_ALERT_FROM_EMAIL": "email_from",
-    "BILLING_ALERT_SMTP_HOST": "smtp_host",
-    "BILLING_ALERT_SMTP_PORT": "smtp_port",
-}
-"""Variables besides `ASKII_…`, and the settings of `[alerts]` they stand for."""
 _SERVICE_LINK = re.compile(
     r"ASKII_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_\w+|PORT(?==\w+://))=.*", re.DOTALL
 )
@@ -96,6 +93,7 @@ class Settings(BaseSettings):
     """
     journal_max_bytes: Count = 64 << 20
     outbox_max_pending: Count = 1_000_000
+    retention: RetentionSettings = RetentionSettings()
 
     # Budgets, prices, models
     enforcement: Literal["enforce", "shadow", "off"] = "enforce"
@@ -142,6 +140,7 @@ class Settings(BaseSettings):
     sinks: SinkSettings = SinkSettings()
     billing: BillingSettings = BillingSettings()
     alerts: AlertSettings = AlertSettings()
+    api: ApiSettings = ApiSettings()
     lago_webhooks: LagoWebhookSettings | None = None
     metrics_path: UrlPath | None = None
     metrics_port: Annotated[int, Number, Field(ge=0, le=65_535)] | None = None
@@ -170,7 +169,6 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the contract knows no such layer
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        _refuse_unknown_variables()
         return init_settings, env_settings, _BillingVariables(settings_cls), _TomlFile(settings_cls)
 
     @model_validator(mode="before")
@@ -217,15 +215,13 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
 
 
 class _BillingVariables(PydanticBaseSettingsSource):
-    """The variables of the guides, which have no prefix of ours; `ASKII_ALERTS` wins over them."""
+    """`BILLING_ALERT_…`, which have no prefix of ours; `ASKII_…` wins over them, and they over the file."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError  # the base wants it for sources that are asked field by field
 
     def __call__(self) -> dict[str, Any]:
-        found = {name: os.environ.get(variable) for variable, name in BILLING_VARIABLES.items()}
-        table = {name: value for name, value in found.items() if value}
-        return {"alerts": table} if table else {}
+        return billing_variables(os.environ)
 
 
 class _TomlFile(PydanticBaseSettingsSource):
@@ -235,6 +231,11 @@ class _TomlFile(PydanticBaseSettingsSource):
         raise NotImplementedError  # the base wants it for sources that are asked field by field
 
     def __call__(self) -> dict[str, Any]:
+        table = self._table()
+        _refuse_unknown_variables(set(_pointed_at([table, self.current_state])))
+        return table
+
+    def _table(self) -> dict[str, Any]:
         named = self.current_state.get("config")
         path = Path(DEFAULT_FILE if named is None else str(named))
         try:
@@ -252,13 +253,23 @@ class _TomlFile(PydanticBaseSettingsSource):
         return {**table, "config": path}
 
 
-def _refuse_unknown_variables() -> None:
+def _pointed_at(values: Any) -> Iterator[str]:
+    """The variables that settings name as `env:NAME`: whoever chose such a name may begin it as ours do."""
+    if isinstance(values, str):
+        if values.startswith("env:"):
+            yield values.removeprefix("env:").upper()
+    elif isinstance(values, dict | list | tuple):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _pointed_at(value)
+
+
+def _refuse_unknown_variables(pointed_at: set[str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {RATE_VARIABLE}
     lines = [
         f"{name}: unknown variable{meant(name.upper(), known)}"
         for name, value in sorted(os.environ.items())
         if name.upper().startswith(PREFIX)
-        and name.upper() not in known
+        and name.upper() not in known | pointed_at
         and not name.upper().startswith(f"{PREFIX}TEST_")
         and not _SERVICE_LINK.fullmatch(f"{name}={value}")
     ]

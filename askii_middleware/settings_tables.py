@@ -241,6 +241,10 @@ class RouteSettings(Table):
     include: tuple[PathPattern, ...] = ()
     exclude: tuple[PathPattern, ...] = ()
     exempt: tuple[PathPattern, ...] = ()
+    model_header: Annotated[str, Field(pattern="^[A-Za-z0-9-]{1,64}$")] | None = None
+    """A header whose value is the model of a request that names none, such as `X-Preferred-Model`; the application has
+    to read it too. It comes before `default_model`. None: no header says so.
+    """
 
 
 class UpstreamSettings(Table):

@@ -52,7 +52,7 @@ class SocketDoor:
         """Run a socket from its opening to its end."""
         call_id = new_call_id(self._tracker.clock())
         connect = await receive()
-        context = RequestContext(scope, None)
+        context = RequestContext(scope, None, self._tracker)
         try:
             identity = context.identity = await self._who(_with_key(scope), call_id)
             try:

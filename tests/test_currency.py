@@ -191,3 +191,8 @@ def test_carried_fractions_keep_the_sum_of_whole_coins_within_one(charges: list[
         sent += coins + overflow
         exact += Fraction(nano_usd, NANO) * Fraction(*rate.ratio)
     assert 0 <= exact - sent < 1
+
+
+@pytest.mark.parametrize(("nano_usd", "text"), [(-1500, "-1.5"), (-1, "-0.001"), (0, "0"), (1500, "1.5")])
+def test_credits_in_coins_have_the_sign_and_not_another_amount(nano_usd: int, text: str) -> None:
+    assert nano_to_coins_text(nano_usd, parse_rate("1000000")) == text

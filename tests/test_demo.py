@@ -57,7 +57,7 @@ def test_ctrl_c_ends_the_demo_early_and_it_still_reconciles(tmp_path: Path) -> N
     with demo(tmp_path, "--seconds", "600") as process:
         assert process.stderr is not None
         first = process.stderr.readline()
-        places = re.fullmatch(r"gateway (http://\S+)/v1, metrics (\1/metrics)\n", first)
+        places = re.fullmatch(r"gateway (http://\S+)/v1, dashboard \1/askii/, metrics (\1/metrics)\n", first)
         assert places, first + process.stderr.read()
         metrics = ""
         until_s = time.monotonic() + 20

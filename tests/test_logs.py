@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from askii_middleware import AskiiMiddleware, Budget
 from askii_middleware.errors import BudgetExceededError, StoreError
 from askii_middleware.log_fields import fields, shown
-from askii_middleware.logs import EventLog
+from askii_middleware.logs import EventLog, WrongTokens
 from askii_middleware.stores.base import UnwritableError
 from askii_middleware.stores.memory import MemoryStore
 from askii_middleware.tracker import CostTracker
@@ -292,3 +292,13 @@ def test_json_formatters_show_the_fields_of_hostile_names_in_one_line(make: Any)
         ("budget_exceeded", 1, "call-1")
     }
     assert all(line.get("message", line.get("event", "")).isprintable() for line in lines)
+
+
+def test_wrong_tokens_are_one_line_a_minute_even_where_the_clock_was_set_back() -> None:
+    clock = Clock()
+    tokens = WrongTokens(clock)
+    counts = []
+    for step in (0, 1, 58.5, 0.5, 1, -3600, 1):
+        clock.now_s += step
+        counts.append(tokens.note())
+    assert counts == [1, None, None, 3, None, 2, None]

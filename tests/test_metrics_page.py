@@ -66,6 +66,12 @@ async def test_among_too_many_tenants_the_busiest_are_found_once_a_minute_and_sh
         assert left(await scrape(tracker)) == {"t0": 0.99, "t1": 0.997}
 
 
+async def test_a_tenant_called_like_a_wildcard_has_a_gauge_like_others(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path) as tracker:
+        await tracker.record_usage("*", "big", input_tokens=1000)
+        assert left(await scrape(tracker)) == {"*": 0.999}
+
+
 def left(found: Samples) -> dict[str, float]:
     return {dict(labels)["tenant_id"]: usd for (name, labels), usd in found.items() if name == "budget_remaining_usd"}
 

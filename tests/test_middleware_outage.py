@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -42,10 +44,10 @@ class Unreachable(MemoryStore):
             raise StoreError("away")
         return await super().find_key(sha256)
 
-    async def keys(self) -> list[KeyRow]:
+    async def keys(self, **page: Any) -> list[KeyRow]:
         if self.away:
             raise StoreError("away")
-        return await super().keys()
+        return await super().keys(**page)
 
 
 @pytest.mark.parametrize(("policy", "status"), [("allow", 200), ("deny", 503)])

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from askii_middleware import reconciling
+from askii_middleware import reconciling, tenant_data
 from askii_middleware.cli import main
 from askii_middleware.errors import SinkError
 from askii_middleware.reconciler import Reconciler, Reconciliation
@@ -24,7 +24,7 @@ from askii_middleware.sinks.base import DELIVERED, Delivery, Sink, Verdict
 from askii_middleware.sinks.lago import LagoSink
 from askii_middleware.sinks.lago_api import LagoApi
 from askii_middleware.sinks.memory import MemorySink
-from askii_middleware.stores.base import Store
+from askii_middleware.stores.base import SpendSums, Store
 from askii_middleware.tracker import CostTracker
 
 from .support.lago_server import KEY, LagoServer
@@ -241,6 +241,23 @@ async def test_the_ledgers_sums_are_held_against_its_records(tmp_path: Path) -> 
         assert (await reconciled(tracker, tenant="acme")).agrees
 
 
+async def test_what_was_billed_to_a_tenant_that_was_erased_later_still_agrees(tmp_path: Path) -> None:
+    async with billed(tmp_path) as (tracker, lago):
+        await use(tracker, *CALLS)
+        await tracker.flush()
+        await tenant_data.deleted(tracker, "acme")
+        assert (await reconciled(tracker)).agrees
+        lago.books._db.execute("DELETE FROM events WHERE transaction_id = 'acme-0'")
+        assert told(await reconciled(tracker)) == [("missing", "acme-0", "1", None)]
+
+
+async def test_a_tenant_called_like_a_wildcard_is_reconciled_like_others(tmp_path: Path) -> None:
+    async with billed(tmp_path) as (tracker, _):
+        await use(tracker, ("*", 1000))
+        await tracker.flush()
+        assert (await reconciled(tracker)).agrees
+
+
 async def test_corrections_are_reconciled_as_they_are_billed(tmp_path: Path) -> None:
     """A credit waits in the carry and sends nothing; what it takes back is missing from the next events."""
     async with billed(tmp_path) as (tracker, _):
@@ -343,8 +360,8 @@ class Endless:
         made = (msgspec.structs.replace(self.record, call_id=f"call-{n}") for n in range(after + 1, last + 1))
         return [(after + 1 + n, msgspec.json.encode(each)) for n, each in enumerate(made)]
 
-    async def tenant_spend(self, *_: Any) -> list[tuple[str, int]]:
-        return [(self.record.tenant, self.record.cost_nano_usd * self.count)]
+    async def top_spend(self, *_: Any) -> list[SpendSums]:
+        return [SpendSums(f"tenant={self.record.tenant}", 0, 0, 0, self.record.cost_nano_usd * self.count)]
 
     async def pending(self) -> dict[str, int]:
         return {"endless": 0}
@@ -430,6 +447,24 @@ async def test_the_command_ends_with_1_where_anything_differs(
         )
         assert await _command(tmp_path, lago, "--since", "yesterday") == 1
         assert "--since: 'yesterday' is not ISO 8601" in capsys.readouterr().err
+
+
+async def test_what_retention_lets_go_is_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with billed(tmp_path) as (tracker, lago):
+        monkeypatch.setattr(tracker.clock, "now_s", 1_600_000_000.0)
+        await use(tracker, *CALLS)
+        await tracker.flush()
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
+            ledger.execute("DELETE FROM records WHERE call_id = 'acme-0'")
+        assert await _command(tmp_path, lago) == 1
+        capsys.readouterr()
+        monkeypatch.setenv("ASKII_RETENTION", '{"records_days": 90, "aggregates_days": 800}')
+        assert await _command(tmp_path, lago, "--json", "--since", "2020-01-01") == 0
+        assert "are left out: [retention] lets them go" in capsys.readouterr().err
+        monkeypatch.setenv("ASKII_RETENTION", "{}")
+        assert await _command(tmp_path, lago) == 1
 
 
 def test_a_ledger_in_memory_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from askii_middleware import tenant_data
 from askii_middleware.budgets import Budget
 from askii_middleware.corrections import AdjustmentError
 from askii_middleware.errors import StoreError
@@ -270,6 +271,20 @@ async def test_what_was_killed_is_finished_by_doing_it_again(tmp_path: Path) -> 
 
 
 # What cannot be priced again ------------------------------------------------------------------------------------------
+
+
+@both_stores
+async def test_calls_of_a_deleted_tenant_are_left_as_they_are(kind: str, tmp_path: Path) -> None:
+    """They are filed under a name that no receiver knows."""
+    async with priced_wrongly(kind, tmp_path) as tracker:
+        await tenant_data.deleted(tracker, "acme")
+        done = await tracker.reprice("big", since=START)
+        assert sums(done) == {("other", "big"): (1, -1_000_000)}
+        ((why, skipped),) = done.skipped.items()
+        assert ("was deleted" in why, skipped.count) == (True, 5)
+        for tenant in ("acme", "deleted"):
+            with pytest.raises(AdjustmentError, match=r"not one of the tenant|was deleted"):
+                await tracker.adjust(tenant, "-0.0001", reason="by mistake", ref="c0")
 
 
 async def test_what_cannot_be_priced_again_is_named_and_counted(tmp_path: Path) -> None:

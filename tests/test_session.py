@@ -377,6 +377,23 @@ async def test_a_defect_in_the_background_ends_no_heartbeat(
     assert "defect" in caplog.text
 
 
+async def test_upkeep_that_hangs_or_fails_keeps_no_heartbeat_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("askii_middleware.session.MAX_BEAT_S", 0.005)
+    clock = Clock()
+    store = faulty("sqlite", tmp_path, clock)
+    store.faults["tend"] = ["hang", "fail"]
+    async with make_tracker(store, clock=clock, settle_timeout_s=0.2) as tracker:
+        await soon(lambda: "tend" in store.calls)
+        await use(tracker)  # while it hangs
+        assert store.calls.count("tend") == 1
+        await soon(lambda: store.calls.count("tend") > 3)
+        assert store.calls.count("heartbeat") > 3
+        assert await amounts(tracker) == (10_000, 0)
+    assert [record.levelname for record in caplog.records if "heartbeat" in record.getMessage()] != []
+
+
 # The outbox's bound --------------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,21 @@ def test_an_unknown_variable_is_named_and_known_exceptions_are_not(env: SetEnv) 
     ]
 
 
+def test_a_variable_that_a_setting_points_at_may_begin_as_ours_do(env: SetEnv, tmp_path: Path) -> None:
+    env(ASKII_ADMIN_TOKEN="0123456789abcdef", ASKII_HOOK="s3cret", ASKII_LEDGER_URL="memory://")
+    path = tmp_path / "pointing.toml"
+    path.write_text(
+        'store = "env:ASKII_LEDGER_URL"\n[api]\nadmin_token = "env:ASKII_ADMIN_TOKEN"\n'
+        '[sinks.webhook]\nurl = "http://127.0.0.1:9/"\nsecrets = ["env:ASKII_HOOK"]\n'
+    )
+    token = load_settings(path).api.admin_token
+    assert token is not None
+    assert token.get_secret_value() == "0123456789abcdef"
+    path.write_text("")
+    named = [line.partition(":")[0] for line in refused(config=path).splitlines()]
+    assert named == ["ASKII_ADMIN_TOKEN", "ASKII_HOOK", "ASKII_LEDGER_URL"]
+
+
 def test_the_variables_kubernetes_sets_for_a_service_of_our_name_are_none_of_ours(env: SetEnv) -> None:
     for service in ("ASKII", "ASKII_GATEWAY"):
         env(

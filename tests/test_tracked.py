@@ -386,6 +386,15 @@ async def _reopened(tracker: CostTracker) -> tuple[int, int]:
         return await amounts(tracker)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A run in the background of a shell may have been started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("fault", ["hang", "hang after"])
 def test_an_interrupt_while_a_hold_is_placed_leaves_none(fault: str, tmp_path: Path) -> None:
     clock = Clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import signal
 import socket
 import sys
@@ -81,14 +82,18 @@ async def _demo(seconds: float, port: int, *, as_json: bool) -> Reconciliation:
             lago_url = await stack.enter_async_context(serve(lago_app(api_key=LAGO_KEY, ledger=lago)))
             tracker = _tracker(folder, lago_url, people)
             await stack.enter_async_context(tracker)
-            app = gateway(_settings(provider, people), tracker)
+            admin_token = secrets.token_urlsafe(16)
+            app = gateway(_settings(provider, people, admin_token), tracker)
             url = await stack.enter_async_context(serve(app, port))
             places = {
-                "gateway": f"{url}/v1 (try: curl -H 'Authorization: Bearer {people[0].secret}' ...)",
+                "gateway": f"{url}/v1",
+                "an API key of it": people[0].secret,
+                "dashboard": f"{url}/askii/",
+                "its admin token": admin_token,
                 "metrics": url + METRICS_PATH,
             }
             if as_json:
-                print(f"gateway {url}/v1, metrics {url}{METRICS_PATH}", file=sys.stderr)
+                print(f"gateway {url}/v1, dashboard {url}/askii/, metrics {url}{METRICS_PATH}", file=sys.stderr)
             session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
             async with asyncio.TaskGroup() as group:
                 for tenant in people:
@@ -131,13 +136,14 @@ def _tracker(folder: str, lago_url: str, people: list[Tenant]) -> CostTracker:
     )
 
 
-def _settings(provider_url: str, people: list[Tenant]) -> Settings:
+def _settings(provider_url: str, people: list[Tenant], admin_token: str) -> Settings:
     keys = [KeyRow(id=f"key_{tenant.name}", sha256=hash_secret(tenant.secret), tenant=tenant.name) for tenant in people]
     simulated: dict[str, Any] = {"url": f"{provider_url}/v1", "api_key": PROVIDER_KEY}
     return Settings(
         store="memory://",
         keys=keys,
         metrics_path=METRICS_PATH,
+        api={"admin_token": admin_token},
         upstreams={
             "anthropic": {**simulated, "models": ["claude-*"], "provider": "anthropic"},
             "openai": {**simulated, "models": ["*"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -23,7 +24,10 @@ async def frame(
     tracker: CostTracker, lago: LagoLedger, tenants: list[Tenant], places: dict[str, str], left_s: float
 ) -> Group:
     """One picture of the running demo."""
-    table = Table(title="tenants and their daily budgets", title_justify="left", expand=True)
+    # Without lines between the columns: 80 characters are enough for all of it.
+    table = Table(
+        title="tenants and their daily budgets", title_justify="left", expand=True, box=SIMPLE_HEAD, pad_edge=False
+    )
     for column in ("tenant", "used", "USD, coins", "served by", "calls"):
         table.add_column(column, no_wrap=True)
     windows, rate = tracker.index.windows(tracker.clock()), tracker.rates.current()

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
@@ -184,6 +185,21 @@ def kill(child: int | None) -> bool:
     return os.WIFSIGNALED(status)
 
 
+async def load(plan: Plan) -> None:
+    """Import here what each of them would import."""
+    import_module("anyio._backends._asyncio")
+    await LagoSink(plan.lago, KEY).close()
+    for url in ("memory://", plan.store):
+        tracker = CostTracker(store=url, prices=PRICES, alert_channels=())
+        await tracker.start()
+        await tracker.stop()
+
+
+def main() -> None:
+    plan = msgspec.json.decode(sys.argv[1], type=Plan)
+    asyncio.run(load(plan))
+    breed(plan)
+
+
 if __name__ == "__main__":
-    asyncio.run(CostTracker(store="memory://", prices=PRICES).start())  # load here what each of them would load
-    breed(msgspec.json.decode(sys.argv[1], type=Plan))
+    main()

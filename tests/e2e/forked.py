@@ -6,6 +6,7 @@ For tests that start dozens of them and kill each; what starts is the same comma
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -17,9 +18,12 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from askii_middleware import catalogue, cli
+from askii_middleware import catalogue, cli, tokens
 
 from .gateways import ROOT, clean_environment, ready_url
+
+PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
 
 
 class Forked:
@@ -93,6 +97,8 @@ def main() -> None:
     for module in ("uvicorn", "uvicorn.loops.uvloop", "uvicorn.protocols.http.httptools_impl", "uvicorn.lifespan.on"):
         import_module(module)
     catalogue.load()
+    tokens.warm()
+    libc = ctypes.CDLL(None)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     for line in sys.stdin:
         folder, log = json.loads(line)
@@ -101,6 +107,7 @@ def main() -> None:
             print(pid, flush=True)
             continue
         os.setsid()
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no test run that is broken off leaves a gateway behind
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -68,6 +68,7 @@ async def pids(url: str, log: Path, count: int, *, but: int = 0) -> set[int]:
             async with http_client() as client:  # a new connection, so any of them
                 found.add(int((await client.get(f"{url}/pid")).headers["x-pid"]))
                 found.discard(but)
+        await asyncio.sleep(0.01)  # they need the processor to start
     return found
 
 

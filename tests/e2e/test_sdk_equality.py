@@ -5,6 +5,7 @@ refused they raise their own typed errors after as few requests as each can be b
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -205,13 +206,26 @@ def test_without_money_an_sdk_raises_its_typed_error_after_one_request(exhausted
     assert exhausted.arrived() == 1
 
 
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that an SDK waits before each repetition; here it does not."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
+
+
 @pytest.mark.parametrize("call", ONE_EACH, ids=lambda c: c.id)
-def test_while_others_hold_the_money_an_sdk_comes_back_as_often_as_it_is_made_to(busy: Front, call: Call) -> None:
+def test_while_others_hold_the_money_an_sdk_comes_back_as_often_as_it_is_made_to(
+    busy: Front, call: Call, naps: list[float]
+) -> None:
     busy.arrived()
     error = refusal(call.run, busy.base(call))
     manners = MANNERS[call.sdk]
     assert manners.read(error) == manners.held, repr(error)
     assert busy.arrived() == manners.held_requests
+    assert len(naps) == manners.held_requests - 1
+    if call.sdk != "boto3":  # which never looks at Retry-After
+        assert set(naps) <= {1.0}
 
 
 def test_every_sdk_that_is_promised_is_here() -> None:

@@ -35,9 +35,28 @@ async def test_a_url_is_all_it_needs(workers: int, simulated: tuple[str, Watched
         said = gateway.log.splitlines()
         assert await asyncio.to_thread(gateway.stop) == 0
     assert said[0].startswith("askii 0.")
-    assert said[1] == "warning: no budget limits anything; add [[budgets]] or run askii budget set"
+    assert said[1] == "warning: no budget is declared that limits anything: only those of askii budget set do"
     assert said[2:] == [f"askii: serving on {url}"]
     assert simulated[1].seen[-1].headers[b"authorization"] == b"Bearer anything"
+
+
+async def test_it_says_where_the_dashboard_is(tmp_path: Path) -> None:
+    write_config(
+        tmp_path,
+        {"up": ("http://127.0.0.1:1/v1", ["*"])},
+        budgets={},
+        tables='[api]\nadmin_token = "env:ASKII_ADMIN_TOKEN"\npath = "/desk"',
+    )
+    with serve(tmp_path, ASKII_ADMIN_TOKEN="0123456789abcdef") as (url, gateway):
+        async with http_client() as client:
+            assert (await client.get(f"{url}/desk/")).headers["location"] == "/desk/sign-in"
+        said = gateway.log.splitlines()
+        assert await asyncio.to_thread(gateway.stop) == 0
+    assert said[2:] == [
+        "no key is declared, and there is no default_tenant: only keys of askii keys add open the gateway",
+        f"askii: serving on {url}",
+        f"askii: dashboard and API on {url}/desk/",
+    ]
 
 
 def refused_start(folder: Path, *options: str, **environment: str) -> str:

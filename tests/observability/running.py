@@ -78,7 +78,7 @@ async def running_demo(folder: Path, *, started: bool = True) -> AsyncIterator[D
         )
         lago = await stack.enter_async_context(demo_run.serve(lago_app(api_key=demo_run.LAGO_KEY, ledger=LagoLedger())))
         tracker = await stack.enter_async_context(demo_run._tracker(str(folder), lago, tenants))
-        app = gateway(demo_run._settings(provider, tenants), tracker)
+        app = gateway(demo_run._settings(provider, tenants, "a-token-that-nobody-uses"), tracker)
         url = await stack.enter_async_context(demo_run.serve(app))
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
         demo = Demo(url, tracker, tenants, session)

@@ -147,7 +147,7 @@ def _forward(operation: str) -> Any:
     return call
 
 
-for _name in Store.__abstractmethods__:
+for _name in (*Store.__abstractmethods__, "tend"):
     setattr(FaultyStore, _name, _forward(_name))
 FaultyStore.__abstractmethods__ = frozenset()
 
