@@ -16,7 +16,7 @@ from askii_middleware.records import UsageRecord, decode_record
 from tests.observability.promql import QUERIES, alerts
 from tests.observability.running import JOB, Demo, Prometheus, prometheus, running_demo
 
-TRAFFIC_S = 4.0
+TRAFFIC_S = 6.0
 RATE = 1_000_000
 """Coins per USD: the default."""
 USED = "job_scope_period:askii_budget_used:ratio"

@@ -168,11 +168,8 @@ async def test_workers_share_the_ledger_and_nothing_else(
         assert await books.check() == (ROOM + early) * COST
         assert (await books.store.totals()).held_nano_usd == 0
         assert set(records) >= {answer.headers["x-askii-call-id"] for answer in answered}
-        told = [decode_record(line).call_id for line in (tmp_path / "usage.jsonl").read_bytes().splitlines()]
-        assert len(set(told)) == len(told)
-        assert set(told) <= set(records)
-        # The worker that delivers may be the first to end: what others settle then waits for the next start.
-        assert len(told) + (await books.store.pending())["log"] == len(records)
+        lines = (tmp_path / "usage.jsonl").read_bytes().splitlines()
+        assert sorted(decode_record(line).call_id for line in lines) == sorted(records)
         assert await books.store.pending() == {"log": 0}
     # Who was killed or ended without closing left its file, empty, to the next start.
     assert len(list(tmp_path.glob("journal*"))) == early

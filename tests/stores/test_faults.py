@@ -141,7 +141,7 @@ async def test_a_redis_that_pauses_its_clients_for_longer_than_the_time_out(
     assert isinstance(engine, Valkey)
 
     async def pause(found: Load) -> None:
-        await asyncio.to_thread(engine.call, "CLIENT", "PAUSE", int(3000 * TIMEOUT_S), what)
+        await asyncio.to_thread(engine.call, "CLIENT", "PAUSE", int(5000 * TIMEOUT_S), what)
         await found.has_refused(LANES // 2)
 
     async with load(valkey.url, tmp_path) as found:

@@ -326,7 +326,7 @@ async def test_a_cancelled_operation_has_happened_or_not_and_the_next_command_se
     sync: str, clock: Clock, tmp_path: Path
 ) -> None:
     path = tmp_path / "askii.db"
-    store = at(path, clock, sqlite_sync=sync, lock_timeout_s=0.5)
+    store = at(path, clock, sqlite_sync=sync)
     await store.open()
     await store.heartbeat("w", 60)
     client = Client(store, clock)
